@@ -1,0 +1,20 @@
+//! Full-waveform inversion of OpenFWI gathers: find the velocity map whose modelled data match the recorded ones.
+//!
+//! The way of the data: read a gather ([`io`]), choose a start and a misfit ([`misfit`]), model and differentiate
+//! exactly ([`wave`]), optimise in stages ([`invert`]), write the map with its figures ([`plot`]).
+//!
+//! Units throughout: cell size in m, time in s, velocity in m/s.
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod gather;
+pub mod misfit;
+pub mod model;
+pub mod survey;
+pub mod wave;
+
+pub use error::{Error, Result};
+pub use gather::{Gather, Mask, Observed};
+pub use misfit::Misfit;
+pub use model::Model;
+pub use survey::{Position, Survey};

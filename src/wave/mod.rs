@@ -1,0 +1,72 @@
+//! The wave operator behind one trait: forward, Born, misfit with gradient, wavefields; for many models at once.
+
+pub mod reference;
+
+use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
+use ndarray::Array3;
+
+pub use reference::Reference;
+
+/// Misfit, gradient and data of one model.
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// The misfit's value.
+    pub value: f64,
+    /// Its exact discrete derivative with respect to every cell and `vmin`.
+    pub gradient: Model,
+    /// The synthetic gather, (shots, time samples, receivers).
+    pub synthetic: Gather,
+}
+
+/// An implementation of the operator. All of them solve the same discrete problem, to rounding.
+///
+/// Every method takes a batch of models, so that a device with many cores is kept busy; results come in the batch's
+/// order and do not depend on its size or on the number of threads.
+pub trait Propagator: Send + Sync {
+    /// The acquisition it was made for.
+    fn survey(&self) -> &Survey;
+
+    /// One line for logs: backend, precision, fidelity, threads.
+    fn describe(&self) -> String;
+
+    /// Synthetic gathers of the models.
+    fn forward(&self, models: &[Model]) -> Result<Vec<Gather>>;
+
+    /// Directional derivatives `J(m) dm` of the data, one direction a model.
+    fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>>;
+
+    /// Misfit, gradient and synthetic of every model against its observed gather.
+    fn misfit_and_gradient(
+        &self,
+        models: &[Model],
+        observed: &[Observed],
+        misfit: &dyn Misfit,
+    ) -> Result<Vec<Evaluation>>;
+
+    /// The adjoint `J(m)' y` of [`Propagator::born`], one data vector a model.
+    fn adjoint(&self, models: &[Model], data: &[Gather]) -> Result<Vec<Model>> {
+        let observed: Vec<Observed> = data
+            .iter()
+            .map(|y| Observed { mask: crate::Mask::all(y.data.dim()), gather: y.clone(), bad: vec![], dead: vec![] })
+            .collect();
+        let out = self.misfit_and_gradient(models, &observed, &crate::misfit::Linear)?;
+        Ok(out.into_iter().map(|e| e.gradient).collect())
+    }
+
+    /// The field of any source over the whole padded grid, every `every`-th step: (levels, rows, columns), level `j`
+    /// being the field after step `j * every`. `wavelet[it]` is added at the source cell in step `it`, unscaled.
+    fn wavefield(&self, model: &Model, source: Position, wavelet: &[f64], every: usize) -> Result<Array3<f32>>;
+
+    /// Bytes that [`Propagator::misfit_and_gradient`] takes beyond its arguments, at most.
+    fn gradient_bytes(&self) -> u64;
+}
+
+/// Checks a model's shape and velocities against the survey.
+pub(crate) fn check_model(survey: &Survey, m: &Model) -> Result<()> {
+    if m.vp.dim() != survey.map_shape() {
+        let ((a, b), (nz, nx)) = (m.vp.dim(), survey.map_shape());
+        return Err(crate::Error::Usage(format!("the map is {a} x {b} but the survey's grid is {nz} x {nx}")));
+    }
+    let slowest = m.vp.iter().copied().fold(f64::INFINITY, |a, b| if b.is_nan() { b } else { a.min(b) });
+    survey.check_velocities(slowest, m.vmax(), m.vmin)
+}
