@@ -157,7 +157,7 @@ impl Survey {
     /// Checks that `vp` values between `slowest` and `fastest` and this `vmin` give a stable, well sampled run;
     /// the error holds the numbers. At least 3 cells per wavelength are asked at the [bandwidth](Self::bandwidth).
     pub fn check_velocities(&self, slowest: f64, fastest: f64, vmin: f64) -> Result<()> {
-        if !(slowest.is_finite() && fastest.is_finite() && vmin.is_finite() && slowest > 0.0 && vmin >= 0.0) {
+        if !(slowest.is_finite() && fastest.is_finite() && vmin.is_finite() && slowest > 0.0 && vmin > 0.0) {
             return Err(Error::Numerical(format!(
                 "velocities must be positive and finite, not {slowest}..{fastest} m/s with vmin {vmin} m/s"
             )));

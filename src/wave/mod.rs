@@ -1,10 +1,12 @@
 //! The wave operator behind one trait: forward, Born, misfit with gradient, wavefields; for many models at once.
 
+pub mod cpu;
 pub mod reference;
 
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
 use ndarray::Array3;
 
+pub use cpu::{Cpu, CpuOptions, Fidelity, Precision, build};
 pub use reference::Reference;
 
 /// Misfit, gradient and data of one model.
@@ -67,6 +69,9 @@ pub(crate) fn check_model(survey: &Survey, m: &Model) -> Result<()> {
         let ((a, b), (nz, nx)) = (m.vp.dim(), survey.map_shape());
         return Err(crate::Error::Usage(format!("the map is {a} x {b} but the survey's grid is {nz} x {nx}")));
     }
-    let slowest = m.vp.iter().copied().fold(f64::INFINITY, |a, b| if b.is_nan() { b } else { a.min(b) });
+    let slowest = m.vp.iter().copied().fold(f64::INFINITY, f64::min);
+    if let Some(((z, x), v)) = m.vp.indexed_iter().find(|(_, v)| !v.is_finite()) {
+        return Err(crate::Error::Numerical(format!("the velocity at row {z}, column {x} is {v}; it must be finite")));
+    }
     survey.check_velocities(slowest, m.vmax(), m.vmin)
 }

@@ -1,0 +1,137 @@
+//! Every implementation of the operator against the f64 reference.
+
+mod common;
+
+use common::{max_relative, random_case};
+use fwi::misfit::{L2, Misfit};
+use fwi::wave::cpu::vector::Isa;
+use fwi::wave::{Cpu, CpuOptions, Fidelity, Precision, Propagator, Reference};
+use fwi::{Gather, Mask, Observed, Position, Survey, survey::ricker};
+
+fn exact(isa: Isa) -> CpuOptions {
+    let fidelity = Some(Fidelity::Exact);
+    CpuOptions { precision: Precision::F64, fidelity, threads: 2, isa: Some(isa), ..Default::default() }
+}
+
+/// Odd sizes, one shot, sources on edges and corners, a wave that wraps around the torus.
+fn cases() -> Vec<Survey> {
+    let base = |nz, nx, sponge, nt, sources: &[(usize, usize)], receivers: &[(usize, usize)]| {
+        let at = |l: &[(usize, usize)]| l.iter().map(|&(z, x)| Position { z, x }).collect();
+        let (sources, receivers) = (at(sources), at(receivers));
+        Survey { nz, nx, dx: 10.0, dt: 1e-3, nt, sponge, sources, receivers, wavelet: ricker(15.0, 1e-3) }
+    };
+    vec![
+        base(12, 17, 6, 230, &[(0, 0)], &[(0, 3), (11, 16), (5, 5)]),
+        base(31, 5, 7, 150, &[(30, 4), (1, 0)], &[(1, 1), (1, 1)]),
+        base(1, 1, 9, 60, &[(0, 0)], &[(0, 0)]),
+        base(9, 40, 11, 301, &[(0, 39), (8, 0), (4, 20)], &[(0, 0), (0, 39), (8, 21)]),
+        base(23, 23, 8, 1, &[(3, 3)], &[(3, 3), (3, 4)]),
+    ]
+}
+
+#[test]
+fn every_instruction_set_matches_the_reference_in_f64() {
+    for (seed, survey) in cases().into_iter().enumerate() {
+        let (model, dm, observed) = random_case(&survey, seed as u64);
+        let reference = Reference::new(survey.clone()).unwrap();
+        let forward = reference.forward(std::slice::from_ref(&model)).unwrap().remove(0);
+        let born = reference.born(&[model.clone()], &[dm.clone()]).unwrap().remove(0);
+        let gradient = reference.misfit_and_gradient(&[model.clone()], &[observed.clone()], &L2).unwrap().remove(0);
+        for isa in Isa::available() {
+            let cpu = Cpu::<f64>::new(survey.clone(), &exact(isa)).unwrap();
+            let f = cpu.forward(&[model.clone()]).unwrap().remove(0);
+            assert!(max_relative(&f.data, &forward.data) < 1e-12, "forward, case {seed}, {isa}");
+            let b = cpu.born(&[model.clone()], &[dm.clone()]).unwrap().remove(0);
+            assert!(max_relative(&b.data, &born.data) < 1e-12, "Born, case {seed}, {isa}: {}", max_relative(&b.data, &born.data));
+            let g = cpu.misfit_and_gradient(&[model.clone()], &[observed.clone()], &L2).unwrap().remove(0);
+            assert!((g.value / gradient.value - 1.0).abs() < 1e-12, "misfit, case {seed}, {isa}");
+            let e = max_relative(&g.gradient.vp, &gradient.gradient.vp);
+            assert!(e < 1e-12, "gradient, case {seed}, {isa}: {e:e}");
+            let (a, b) = (g.gradient.vmin, gradient.gradient.vmin);
+            assert!((a - b).abs() <= 1e-12 * b.abs().max(1e-3 * gradient.gradient.vp.iter().fold(0.0, |m: f64, x| m.max(x.abs()))), "vmin, case {seed}, {isa}: {a:e} {b:e}");
+            assert_eq!(max_relative(&g.synthetic.data, &f.data), 0.0);
+        }
+    }
+}
+
+#[test]
+fn wavefields_match_the_reference() {
+    let survey = cases().remove(3);
+    let (model, _, _) = random_case(&survey, 3);
+    let source = Position { z: 2, x: 7 };
+    let reference = Reference::new(survey.clone()).unwrap().wavefield(&model, source, &[1.0, -0.5], 7).unwrap();
+    let cpu = Cpu::<f64>::new(survey, &exact(Isa::best())).unwrap().wavefield(&model, source, &[1.0, -0.5], 7).unwrap();
+    let error = reference.iter().zip(&cpu).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let largest = reference.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
+    assert_eq!(reference.dim(), cpu.dim());
+    assert!(error <= 1e-6 * largest && largest > 0.0, "{error:e} of {largest:e}");
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_batch_or_memory() {
+    let survey = cases().remove(3);
+    let (model, _, observed) = random_case(&survey, 5);
+    let (other, _, _) = random_case(&survey, 6);
+    for (precision, fidelity) in [(Precision::F32, Fidelity::Fast), (Precision::F64, Fidelity::Exact)] {
+        let with = |threads, max_bytes| {
+            let options = CpuOptions { precision, fidelity: Some(fidelity), threads, max_bytes, isa: None };
+            fwi::wave::build(survey.clone(), &options).unwrap()
+        };
+        let alone = with(1, 1 << 30).misfit_and_gradient(&[model.clone()], &[observed.clone()], &L2).unwrap();
+        for threads in [1, 2, 3, 8] {
+            for max_bytes in [1500 << 10, 3 << 20, 1 << 30] {
+                let cpu = with(threads, max_bytes);
+                let batch = [other.clone(), model.clone(), other.clone()];
+                let obs = [observed.clone(), observed.clone(), observed.clone()];
+                let b = cpu.misfit_and_gradient(&batch, &obs, &L2).unwrap();
+                assert_eq!(b[1].gradient, alone[0].gradient, "{threads} threads, {max_bytes} bytes");
+                assert_eq!(b[1].value, alone[0].value);
+                assert_eq!(b[1].synthetic, alone[0].synthetic);
+                assert_eq!(cpu.forward(&batch).unwrap()[1], alone[0].synthetic);
+            }
+        }
+    }
+}
+
+#[test]
+fn senseless_requests_are_refused_with_numbers() {
+    let survey = cases().remove(0);
+    let cpu = |s: Survey| Cpu::<f32>::new(s, &CpuOptions::default());
+    let (mut model, _, _) = random_case(&survey, 1);
+    model.vp[[2, 2]] = 9000.0;
+    let e = cpu(survey.clone()).unwrap().forward(&[model.clone()]).unwrap_err().to_string();
+    assert!(e.contains("unstable") && e.contains("9000"), "{e}");
+    model.vp[[2, 2]] = 300.0;
+    let e = cpu(survey.clone()).unwrap().forward(&[model.clone()]).unwrap_err().to_string();
+    assert!(e.contains("undersampled") && e.contains("300"), "{e}");
+    model.vp[[2, 2]] = f64::NAN;
+    assert!(cpu(survey.clone()).unwrap().forward(&[model]).unwrap_err().to_string().contains("row 2, column 2"));
+    let outside = Survey { sources: vec![Position { z: 50, x: 0 }], ..survey.clone() };
+    assert!(cpu(outside).err().unwrap().to_string().contains("outside"));
+    let tiny = CpuOptions { max_bytes: 1000, ..Default::default() };
+    let e = Cpu::<f32>::new(survey, &tiny).err().unwrap();
+    assert_eq!(e.exit_code(), 5);
+}
+
+#[test]
+fn masked_samples_do_not_count() {
+    let survey = cases().remove(3);
+    let (model, _, observed) = random_case(&survey, 8);
+    let cpu = Cpu::<f64>::new(survey, &exact(Isa::best())).unwrap();
+    let mut data = observed.gather.data.clone();
+    let last = data.dim().1 - 1;
+    data.slice_mut(ndarray::s![.., last, ..]).fill(0.0);
+    data[[1, 40, 2]] = f64::NAN;
+    data.slice_mut(ndarray::s![0, .., 0]).fill(0.0);
+    let masked = Observed::new(Gather::new(data.clone()));
+    assert_eq!((masked.mask.nt, &masked.bad[..], &masked.dead[..]), (last, &[(1, 2)][..], &[(0, 0)][..]));
+    let mut counted = Mask::all(data.dim());
+    counted.nt = last;
+    counted.live[[1, 2]] = false;
+    counted.live[[0, 0]] = false;
+    assert_eq!(masked.mask, counted);
+    let a = cpu.misfit_and_gradient(&[model.clone()], &[masked.clone()], &L2).unwrap().remove(0);
+    let by_hand = 0.5 * masked.rms(&a.synthetic).powi(2) * masked.mask.samples() as f64;
+    assert!((a.value / by_hand - 1.0).abs() < 1e-12);
+    assert_eq!(L2.name(), "l2");
+}
