@@ -6,7 +6,7 @@
 
 use fwi::misfit::L2;
 use fwi::wave::cpu::vector::{FlushToZero, Isa, Kernel, Vector, run};
-use fwi::wave::{CpuOptions, Fidelity, Precision, Propagator, build};
+use fwi::wave::{CpuOptions, Fidelity, Precision, build};
 use fwi::{Model, Observed, Survey};
 use ndarray::Array2;
 use std::time::Instant;
@@ -113,7 +113,8 @@ fn models() -> Vec<(&'static str, Model)> {
         2000.0 + 450.0 * (depth / 14.0).floor().clamp(0.0, 5.0)
     });
     let fast = Array2::from_elem((70, 70), 4500.0);
-    vec![("layers 1500..3900", layered), ("curved 2000..4250", curved), ("constant 4500", fast)]
+    let named = [("layers 1500..3900", layered), ("curved 2000..4250", curved), ("constant 4500", fast)];
+    named.map(|(name, map)| (name, Model::from_map(map))).into()
 }
 
 fn main() {
@@ -130,7 +131,9 @@ fn main() {
     let double = make(Precision::F64, Fidelity::Exact, THREADS);
     println!("{}", fast.describe());
     for (name, model) in models() {
-        let observed = Observed::new(exact.forward(&[model.plus(-5.0, &Model { vp: Array2::ones((70, 70)), vmin: 1.0 })]).unwrap().remove(0));
+        let observed = Observed::new(
+            exact.forward(&[model.plus(-5.0, &Model { vp: Array2::ones((70, 70)), vmin: 1.0 })]).unwrap().remove(0),
+        );
         let mut best = [f64::INFINITY; 7];
         let mut clock = |slot: usize, f: &mut dyn FnMut()| {
             let t = Instant::now();
@@ -167,7 +170,10 @@ fn main() {
         let bytes = 16.0;
         println!(
             "  roofline, one thread, full grid: {:.2} Gcell/s x {bytes} B = {:.0} GB/s, {:.0}% of the {:.0} GB/s of a cache-resident copy",
-            rate / 1e9, rate * bytes / 1e9, 100.0 * rate * bytes / copy, copy / 1e9
+            rate / 1e9,
+            rate * bytes / 1e9,
+            100.0 * rate * bytes / copy,
+            copy / 1e9
         );
     }
 }

@@ -42,13 +42,21 @@ fn every_instruction_set_matches_the_reference_in_f64() {
             let f = cpu.forward(&[model.clone()]).unwrap().remove(0);
             assert!(max_relative(&f.data, &forward.data) < 1e-12, "forward, case {seed}, {isa}");
             let b = cpu.born(&[model.clone()], &[dm.clone()]).unwrap().remove(0);
-            assert!(max_relative(&b.data, &born.data) < 1e-12, "Born, case {seed}, {isa}: {}", max_relative(&b.data, &born.data));
+            assert!(
+                max_relative(&b.data, &born.data) < 1e-12,
+                "Born, case {seed}, {isa}: {}",
+                max_relative(&b.data, &born.data)
+            );
             let g = cpu.misfit_and_gradient(&[model.clone()], &[observed.clone()], &L2).unwrap().remove(0);
             assert!((g.value / gradient.value - 1.0).abs() < 1e-12, "misfit, case {seed}, {isa}");
             let e = max_relative(&g.gradient.vp, &gradient.gradient.vp);
             assert!(e < 1e-12, "gradient, case {seed}, {isa}: {e:e}");
             let (a, b) = (g.gradient.vmin, gradient.gradient.vmin);
-            assert!((a - b).abs() <= 1e-12 * b.abs().max(1e-3 * gradient.gradient.vp.iter().fold(0.0, |m: f64, x| m.max(x.abs()))), "vmin, case {seed}, {isa}: {a:e} {b:e}");
+            assert!(
+                (a - b).abs()
+                    <= 1e-12 * b.abs().max(1e-3 * gradient.gradient.vp.iter().fold(0.0, |m: f64, x| m.max(x.abs()))),
+                "vmin, case {seed}, {isa}: {a:e} {b:e}"
+            );
             assert_eq!(max_relative(&g.synthetic.data, &f.data), 0.0);
         }
     }

@@ -75,7 +75,7 @@ impl Layout {
     }
 
     /// Elements of a field.
-    pub fn len(&self) -> usize {
+    pub fn field_len(&self) -> usize {
         self.rows * self.stride
     }
 

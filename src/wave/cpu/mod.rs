@@ -84,8 +84,10 @@ pub fn build(survey: Survey, options: &CpuOptions) -> Result<Box<dyn Propagator>
 /// What a forward run leaves for its adjoint.
 struct Pending<T> {
     workspace: Workspace<T>,
+    windows: window::Windows,
     segments: usize,
     value: f64,
+    synthetic: Array2<f64>,
     residual: Array2<f64>,
 }
 
@@ -112,14 +114,23 @@ impl<T: Real> Cpu<T> {
             return Err(Error::Usage(format!("this machine has no {isa}; it has {:?}", Isa::available())));
         }
         let pool = Pool::new(options.threads)?;
-        let cpu = Self { survey, layout, isa, fidelity, decimation, max_bytes: options.max_bytes, pool, workspaces: Mutex::default() };
+        let cpu = Self {
+            survey,
+            layout,
+            isa,
+            fidelity,
+            decimation,
+            max_bytes: options.max_bytes,
+            pool,
+            workspaces: Mutex::default(),
+        };
         cpu.check_memory()?;
         Ok(cpu)
     }
 
     /// Bytes of one field.
     fn field_bytes(&self) -> u64 {
-        (self.layout.len() * size_of::<T>()) as u64
+        (self.layout.field_len() * size_of::<T>()) as u64
     }
 
     /// Bytes that a shot takes besides history and snapshots: forward and adjoint fields, sums, data.
@@ -165,9 +176,9 @@ impl<T: Real> Cpu<T> {
     /// The fewest segments whose history fits the budget.
     fn segments(&self, windows: &window::Windows, budget: u64) -> usize {
         let fits = |&n: &usize| self.history_bytes(windows, n) <= budget;
-        (1..=self.survey.nt).find(fits).unwrap_or_else(|| {
-            (1..=self.survey.nt).min_by_key(|&n| self.history_bytes(windows, n)).unwrap_or(1)
-        })
+        (1..=self.survey.nt)
+            .find(fits)
+            .unwrap_or_else(|| (1..=self.survey.nt).min_by_key(|&n| self.history_bytes(windows, n)).unwrap_or(1))
     }
 
     fn take_workspace(&self) -> Workspace<T> {
@@ -188,7 +199,13 @@ impl<T: Real> Cpu<T> {
         Setup::new(&self.survey, &self.layout, model, self.fidelity == Fidelity::Fast)
     }
 
-    fn shot_of<'a>(&'a self, setup: &'a Setup<T>, windows: &'a window::Windows, source: Position, injection: &'a [T]) -> Shot<'a, T> {
+    fn shot_of<'a>(
+        &'a self,
+        setup: &'a Setup<T>,
+        windows: &'a window::Windows,
+        source: Position,
+        injection: &'a [T],
+    ) -> Shot<'a, T> {
         Shot {
             layout: &self.layout,
             coefficients: &setup.coefficients,
@@ -208,10 +225,19 @@ impl<T: Real> Cpu<T> {
 
     fn samples(&self, data: &[T]) -> Array2<f64> {
         let shape = (self.survey.nt, self.survey.receivers.len());
-        Array2::from_shape_vec(shape, data.iter().map(|x| x.to_f64()).collect()).expect("one sample per step and receiver")
+        Array2::from_shape_vec(shape, data.iter().map(|x| x.to_f64()).collect())
+            .expect("one sample per step and receiver")
     }
 
-    fn forward_part(&self, setup: &Setup<T>, model: &Model, obs: &Observed, misfit: &dyn Misfit, shot: usize, budget: u64) -> Pending<T> {
+    fn forward_part(
+        &self,
+        setup: &Setup<T>,
+        model: &Model,
+        obs: &Observed,
+        misfit: &dyn Misfit,
+        shot: usize,
+        budget: u64,
+    ) -> Pending<T> {
         let windows = setup.windows(&self.survey, &self.layout, shot);
         let source = self.survey.sources[shot];
         let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
@@ -222,21 +248,16 @@ impl<T: Real> Cpu<T> {
         let synthetic = self.samples(&workspace.data);
         let mut residual = Array2::zeros(synthetic.dim());
         let value = misfit.evaluate(shot, synthetic.view(), obs.gather.shot(shot), &obs.mask, residual.view_mut());
-        Pending { workspace, segments, value, residual }
+        Pending { workspace, windows, segments, value, synthetic, residual }
     }
 
     fn adjoint_part(&self, setup: &Setup<T>, model: &Model, shot: usize, p: Pending<T>) -> ShotResult {
-        let Pending { mut workspace, segments, value, residual } = p;
-        let windows = setup.windows(&self.survey, &self.layout, shot);
+        let Pending { mut workspace, windows, segments, value, synthetic, residual } = p;
         let source = self.survey.sources[shot];
         let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
         let run = self.shot_of(setup, &windows, source, &injection);
-        let scaled: Vec<T> = residual
-            .rows()
-            .into_iter()
-            .flat_map(|row| row.into_iter().zip(&setup.receiver_alpha).map(|(r, a)| T::from_f64(r * a)).collect::<Vec<_>>())
-            .collect();
-        let synthetic = self.samples(&workspace.data);
+        let alpha = setup.receiver_alpha.iter().cycle();
+        let scaled: Vec<T> = residual.iter().zip(alpha).map(|(r, a)| T::from_f64(r * a)).collect();
         let kernel = Adjoint { shot: &run, workspace: &mut workspace, segments, residual: &scaled };
         let sums = vector::run(self.isa, kernel);
         let mut folded = setup.fold(&self.survey, &self.layout, workspace.sums());
@@ -260,7 +281,13 @@ impl<T: Real> Propagator for Cpu<T> {
             Fidelity::Exact => "exact".to_string(),
             Fidelity::Fast => format!("fast (causal windows, history every {} steps)", self.decimation),
         };
-        format!("CPU {}, {}, {fidelity}, {} thread{}", self.isa, T::NAME, self.pool.threads(), if self.pool.threads() == 1 { "" } else { "s" })
+        format!(
+            "CPU {}, {}, {fidelity}, {} thread{}",
+            self.isa,
+            T::NAME,
+            self.pool.threads(),
+            if self.pool.threads() == 1 { "" } else { "s" }
+        )
     }
 
     fn forward(&self, models: &[Model]) -> Result<Vec<Gather>> {
@@ -285,7 +312,11 @@ impl<T: Real> Propagator for Cpu<T> {
 
     fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>> {
         if let Some(d) = directions.iter().find(|d| d.vp.dim() != self.survey.map_shape()) {
-            return Err(Error::Usage(format!("a direction of shape {:?} does not fit the map {:?}", d.vp.dim(), self.survey.map_shape())));
+            return Err(Error::Usage(format!(
+                "a direction of shape {:?} does not fit the map {:?}",
+                d.vp.dim(),
+                self.survey.map_shape()
+            )));
         }
         let ns = self.survey.sources.len();
         let setups = self.setups(models)?;
@@ -303,7 +334,14 @@ impl<T: Real> Propagator for Cpu<T> {
             let (mut workspace, mut perturbed) = (self.take_workspace(), self.take_workspace());
             let run = self.shot_of(&setup, &windows, source, &injection);
             let (d_alpha, d_kappa, d_injection) = (&d_alpha, &d_kappa, &d_injection[..]);
-            let kernel = Born { shot: &run, workspace: &mut workspace, perturbed: &mut perturbed, d_alpha, d_kappa, d_injection };
+            let kernel = Born {
+                shot: &run,
+                workspace: &mut workspace,
+                perturbed: &mut perturbed,
+                d_alpha,
+                d_kappa,
+                d_injection,
+            };
             vector::run(self.isa, kernel);
             let data = self.samples(&perturbed.data);
             self.put_workspace(workspace);
@@ -314,7 +352,12 @@ impl<T: Real> Propagator for Cpu<T> {
         Ok(shots.chunks(ns).map(|c| gather(c.iter().map(|d| d.view()))).collect())
     }
 
-    fn misfit_and_gradient(&self, models: &[Model], observed: &[Observed], misfit: &dyn Misfit) -> Result<Vec<Evaluation>> {
+    fn misfit_and_gradient(
+        &self,
+        models: &[Model],
+        observed: &[Observed],
+        misfit: &dyn Misfit,
+    ) -> Result<Vec<Evaluation>> {
         if let Some(o) = observed.iter().find(|o| o.gather.data.dim() != self.survey.gather_shape()) {
             let (found, wanted) = (o.gather.data.dim(), self.survey.gather_shape());
             return Err(Error::Usage(format!("the observed gather is {found:?} but the survey records {wanted:?}")));
@@ -351,7 +394,9 @@ impl<T: Real> Propagator for Cpu<T> {
     fn wavefield(&self, model: &Model, source: Position, wavelet: &[f64], every: usize) -> Result<Array3<f32>> {
         check_model(&self.survey, model)?;
         if every == 0 || source.z >= self.survey.nz || source.x >= self.survey.nx {
-            return Err(Error::Usage(format!("a wavefield needs a source inside the map and every >= 1, not {source:?} and {every}")));
+            return Err(Error::Usage(format!(
+                "a wavefield needs a source inside the map and every >= 1, not {source:?} and {every}"
+            )));
         }
         let setup = Setup::new(&self.survey, &self.layout, model, false);
         let windows = setup.windows(&self.survey, &self.layout, 0);

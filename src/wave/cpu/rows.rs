@@ -12,7 +12,7 @@
 //! the second-level cache (fusing several time steps was measured to gain nothing more).
 
 use super::grid::{Coefficients, Layout};
-use super::vector::{Real, Vector};
+use super::vector::{Real, Vector, prefetch};
 
 /// Columns `begin..end` of a row, whole cache lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,9 @@ pub struct Correlation<'a, T, V> {
     /// `sum p_m (lambda_(m+2) - lambda_(m+1)) kappa`, over all cells.
     pub damping: &'a mut V,
 }
+
+/// Bytes by which the history, which comes from main memory, is asked for ahead of its use.
+const AHEAD: usize = 1024;
 
 /// Constants in registers.
 struct Weights<V> {
@@ -78,7 +81,19 @@ pub unsafe fn step_rows<V: Vector, const ROWS: usize>(
 ) {
     const { assert!(ROWS == 1 || ROWS == 2) };
     match correlation {
-        None => unsafe { update::<V, ROWS, false>(layout, c, field, out, z, seg, [0 as *const _; 2], std::ptr::null_mut(), &mut V::splat(V::Elem::default())) },
+        None => unsafe {
+            update::<V, ROWS, false>(
+                layout,
+                c,
+                field,
+                out,
+                z,
+                seg,
+                [std::ptr::null(); 2],
+                std::ptr::null_mut(),
+                &mut V::splat(V::Elem::default()),
+            )
+        },
         Some(k) => {
             debug_assert_eq!(k.history.len(), ROWS * seg.len());
             let h = k.history.as_ptr();
@@ -101,7 +116,7 @@ unsafe fn update<V: Vector, const ROWS: usize, const CORRELATE: bool>(
     sums: *mut V::Elem,
     damping: &mut V,
 ) {
-    debug_assert!(field.len() == layout.len() && out.len() == layout.len());
+    debug_assert!(field.len() == layout.field_len() && out.len() == layout.field_len());
     debug_assert!(z + ROWS <= layout.rows && seg.end <= layout.width());
     // SAFETY: rows are in range by the conditions above; `sides` reads at most one line beyond a row, its halo.
     unsafe {
@@ -141,7 +156,9 @@ unsafe fn update<V: Vector, const ROWS: usize, const CORRELATE: bool>(
                 let damped = w.one.sub(k).mul(before);
                 a.mul_add(lap, t1.mul_sub(cur[j], damped)).store(here);
                 if CORRELATE {
-                    let h = V::load(history[j].add(x - seg.begin));
+                    let stored = history[j].add(x - seg.begin);
+                    prefetch(stored.cast::<u8>().wrapping_add(AHEAD));
+                    let h = V::load(stored);
                     let g = sums.add(row[j] + x);
                     h.mul_add(w.minus_five.mul_add(cur[j], lap), V::load(g)).store(g);
                     let rate = k.mul(V::load(inverse[j].add(x)));
@@ -160,6 +177,7 @@ unsafe fn update<V: Vector, const ROWS: usize, const CORRELATE: bool>(
 /// # Safety
 /// As for [`step_rows`]; `d_alpha` and `d_kappa` are rows that start at column 0.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "one flat inner loop")]
 pub unsafe fn scatter_row<V: Vector>(
     layout: &Layout,
     d_alpha: &[V::Elem],

@@ -21,7 +21,9 @@ impl Pool {
     /// `threads` workers, or one per core for 0.
     pub fn new(threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("fwi-{i}"));
-        let pool = pool.build().map_err(|e| Error::Usage(format!("cannot start {threads} threads: {e}; use fewer --threads")))?;
+        let pool = pool
+            .build()
+            .map_err(|e| Error::Usage(format!("cannot start {threads} threads: {e}; use fewer --threads")))?;
         Ok(Self { pool })
     }
 

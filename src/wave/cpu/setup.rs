@@ -8,9 +8,6 @@ use ndarray::Array2;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Slack of the causal windows in time steps: see the measured deviations in the tests of fidelity.
-const SLACK: f64 = 60.0;
-
 /// Coefficients, travel times and receivers of one model.
 pub struct Setup<T> {
     /// Coefficients of the step.
@@ -42,7 +39,7 @@ impl<T: Real> Setup<T> {
         let Some((slowness, to_receivers)) = &self.travel else { return Windows::full(layout) };
         let source = survey.sources[shot];
         let from_source = slowness.arrivals([(source.z + layout.pad, source.x + layout.pad)].into_iter());
-        Windows::causal(layout, T::LINE, survey.nt, &from_source, to_receivers, SLACK)
+        Windows::causal(layout, T::LINE, survey.nt, slowness, &from_source, to_receivers)
     }
 
     /// Sums of the padded grid's cells over the map's cells that they repeat.
@@ -76,9 +73,12 @@ pub fn d_alpha_rows<T: Real>(survey: &Survey, layout: &Layout, model: &Model, di
     rows
 }
 
+type Slot<T> = Mutex<Option<Arc<Setup<T>>>>;
+
 /// The setups of a batch, each made when its first shot starts and dropped when its last is done.
 pub struct Setups<T> {
-    slots: Vec<(Mutex<Option<Arc<Setup<T>>>>, AtomicUsize)>,
+    /// Per model the setup and the number of shots that are not done.
+    slots: Vec<(Slot<T>, AtomicUsize)>,
 }
 
 impl<T: Real> Setups<T> {

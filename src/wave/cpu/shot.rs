@@ -17,7 +17,7 @@
 use super::grid::{Buffer, Coefficients, Layout};
 use super::rows::{Correlation, scatter_row, step_rows, store_segment, wrap_row};
 use super::vector::{Kernel, Real, Vector};
-use super::window::Windows;
+use super::window::{STEPS_PER_BIN, Windows};
 
 /// Everything that a time loop reads.
 pub struct Shot<'a, T> {
@@ -65,7 +65,14 @@ impl<T: Real> Workspace<T> {
     /// Empty; buffers are taken when first needed.
     pub fn new(layout: &Layout) -> Self {
         let fields = |len| [Buffer::zeros(len), Buffer::zeros(len)];
-        Self { fields: fields(layout.len()), adjoint: fields(0), sums: Buffer::zeros(0), history: Buffer::zeros(0), snapshots: vec![], data: vec![] }
+        Self {
+            fields: fields(layout.field_len()),
+            adjoint: fields(0),
+            sums: Buffer::zeros(0),
+            history: Buffer::zeros(0),
+            snapshots: vec![],
+            data: vec![],
+        }
     }
 
     /// Per-cell sums of the last adjoint, laid out like a field.
@@ -116,7 +123,12 @@ impl<T: Real> Shot<'_, T> {
     /// The same, correlating with the stored field of step `m`.
     #[inline(always)]
     unsafe fn step_correlating<V: Vector<Elem = T>>(
-        &self, m: usize, field: &[T], out: &mut [T], mut history: &[T], sums: &mut [T],
+        &self,
+        m: usize,
+        field: &[T],
+        out: &mut [T],
+        mut history: &[T],
+        sums: &mut [T],
     ) -> f64 {
         let (l, c) = (self.layout, self.coefficients);
         let mut total = 0.0;
@@ -175,7 +187,8 @@ impl<T: Real> Shot<'_, T> {
         let mut history = if keep { ws.history.as_mut_slice() } else { &mut [] };
         let [even, odd] = &mut ws.fields;
         for m in begin..end {
-            let (field, out) = if m % 2 == 0 { (odd.as_slice(), even.as_mut_slice()) } else { (even.as_slice(), odd.as_mut_slice()) };
+            let (field, out) =
+                if m % 2 == 0 { (odd.as_slice(), even.as_mut_slice()) } else { (even.as_slice(), odd.as_mut_slice()) };
             unsafe { self.step::<V>(m, field, out) };
             self.inject(m, out);
             for (d, &r) in ws.data[m * nr..][..nr].iter_mut().zip(self.receivers) {
@@ -217,7 +230,7 @@ impl<T: Real> Kernel<T> for Forward<'_, T> {
         };
         let bounds = |k| (segment_begin(shot.nt, n, k), segment_begin(shot.nt, n, k + 1));
         ws.history.reserve(longest_history(shot.windows, shot.nt, shot.decimation, n));
-        ws.snapshots.resize_with(n - 1, || [0, 1].map(|_| Buffer::zeros(shot.layout.len())));
+        ws.snapshots.resize_with(n - 1, || [0, 1].map(|_| Buffer::zeros(shot.layout.field_len())));
         for k in 0..n {
             let (begin, end) = bounds(k);
             if k > 0 {
@@ -254,10 +267,10 @@ impl<T: Real> Kernel<T> for Adjoint<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector<Elem = T>>(self) -> AdjointSums {
         let Self { shot, workspace: ws, segments: n, residual } = self;
-        ws.sums.reserve(shot.layout.len());
+        ws.sums.reserve(shot.layout.field_len());
         ws.sums.clear();
         for a in &mut ws.adjoint {
-            a.reserve(shot.layout.len());
+            a.reserve(shot.layout.field_len());
             a.clear();
         }
         let mut damping = 0.0;
@@ -281,14 +294,20 @@ impl<T: Real> Kernel<T> for Adjoint<'_, T> {
 impl<T: Real> Shot<'_, T> {
     #[inline(always)]
     unsafe fn adjoint_range<V: Vector<Elem = T>>(
-        &self, ws: &mut Workspace<T>, begin: usize, end: usize, residual: &[T], damping: &mut f64,
+        &self,
+        ws: &mut Workspace<T>,
+        begin: usize,
+        end: usize,
+        residual: &[T],
+        damping: &mut f64,
     ) {
         let nr = self.receivers.len();
         let [even, odd] = &mut ws.adjoint;
         let mut level_end = history_len(self.windows, self.decimation, begin, end);
         let mut inside = Vec::new();
         for m in (begin..end).rev() {
-            let (field, out) = if m % 2 == 0 { (odd.as_slice(), even.as_mut_slice()) } else { (even.as_slice(), odd.as_mut_slice()) };
+            let (field, out) =
+                if m % 2 == 0 { (odd.as_slice(), even.as_mut_slice()) } else { (even.as_slice(), odd.as_mut_slice()) };
             if m % self.decimation == 0 {
                 let level = level_end - self.windows.size(m)..level_end;
                 level_end = level.start;
@@ -297,7 +316,7 @@ impl<T: Real> Shot<'_, T> {
             } else {
                 unsafe { self.step::<V>(m, field, out) };
             }
-            if inside.is_empty() || (m + 1) % super::window::BLOCK == 0 {
+            if inside.is_empty() || (m + 1) % STEPS_PER_BIN == 0 {
                 inside = self.receivers_inside(m);
             }
             for (r, &i) in self.receivers.iter().enumerate() {
@@ -338,9 +357,11 @@ impl<T: Real> Kernel<T> for Born<'_, T> {
         for m in 0..shot.nt {
             let now = m % 2;
             let [a, b] = &mut workspace.fields;
-            let (field, out) = if now == 0 { (b.as_slice(), a.as_mut_slice()) } else { (a.as_slice(), b.as_mut_slice()) };
+            let (field, out) =
+                if now == 0 { (b.as_slice(), a.as_mut_slice()) } else { (a.as_slice(), b.as_mut_slice()) };
             let [a, b] = &mut perturbed.fields;
-            let (d_field, d_out) = if now == 0 { (b.as_slice(), a.as_mut_slice()) } else { (a.as_slice(), b.as_mut_slice()) };
+            let (d_field, d_out) =
+                if now == 0 { (b.as_slice(), a.as_mut_slice()) } else { (a.as_slice(), b.as_mut_slice()) };
             unsafe { shot.step::<V>(m, d_field, d_out) };
             for (band, segments) in shot.windows.at(m) {
                 for z in band.begin..band.end {
@@ -382,7 +403,8 @@ impl<T: Real, F: FnMut(usize, &[T])> Kernel<T> for Wavefield<'_, T, F> {
         self.workspace.fields.iter_mut().for_each(Buffer::clear);
         let [even, odd] = &mut self.workspace.fields;
         for m in 0..self.shot.nt {
-            let (field, out) = if m % 2 == 0 { (odd.as_slice(), even.as_mut_slice()) } else { (even.as_slice(), odd.as_mut_slice()) };
+            let (field, out) =
+                if m % 2 == 0 { (odd.as_slice(), even.as_mut_slice()) } else { (even.as_slice(), odd.as_mut_slice()) };
             unsafe { self.shot.step::<V>(m, field, out) };
             self.shot.inject(m, out);
             if m % self.every == 0 {

@@ -81,6 +81,7 @@ real!(f64, "f64", avx512::F64x8, 4);
 /// # Safety
 /// Implementors may use instructions of one instruction set; all methods must be called inside [`run`] on a machine
 /// that has it. Pointers must be valid for `LANES` elements, those of `load`, `store` and `stream` aligned to them.
+#[allow(clippy::missing_safety_doc, reason = "one condition for all methods, stated above")]
 pub unsafe trait Vector: Copy {
     /// Element type.
     type Elem: Real;
@@ -109,6 +110,18 @@ pub unsafe trait Vector: Copy {
     unsafe fn sides(p: *const Self::Elem, prev: Self, cur: Self, next: Self) -> [Self; 4];
     /// Sum of the elements, in f64.
     unsafe fn sum(self) -> f64;
+}
+
+/// Asks for a cache line; any address will do.
+#[inline(always)]
+pub fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that never faults, in the baseline of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// A short array whose loops the compiler vectorises.
@@ -170,7 +183,9 @@ unsafe impl<T: Real, const N: usize, const FUSED: bool> Vector for Block<T, N, F
     }
     #[inline(always)]
     unsafe fn sides(p: *const T, _prev: Self, _cur: Self, _next: Self) -> [Self; 4] {
-        unsafe { [Self::load_any(p.sub(2)), Self::load_any(p.sub(1)), Self::load_any(p.add(1)), Self::load_any(p.add(2))] }
+        unsafe {
+            [Self::load_any(p.sub(2)), Self::load_any(p.sub(1)), Self::load_any(p.add(1)), Self::load_any(p.add(2))]
+        }
     }
     #[inline(always)]
     unsafe fn sum(self) -> f64 {
@@ -254,13 +269,37 @@ mod avx512 {
     }
 
     vector!(
-        F32x16, f32, 16, _mm512_set1_ps, _mm512_load_ps, _mm512_store_ps, _mm512_stream_ps, _mm512_add_ps,
-        _mm512_sub_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_castps_si512, _mm512_castsi512_ps,
+        F32x16,
+        f32,
+        16,
+        _mm512_set1_ps,
+        _mm512_load_ps,
+        _mm512_store_ps,
+        _mm512_stream_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        _mm512_fmadd_ps,
+        _mm512_fmsub_ps,
+        _mm512_castps_si512,
+        _mm512_castsi512_ps,
         _mm512_alignr_epi32
     );
     vector!(
-        F64x8, f64, 8, _mm512_set1_pd, _mm512_load_pd, _mm512_store_pd, _mm512_stream_pd, _mm512_add_pd,
-        _mm512_sub_pd, _mm512_mul_pd, _mm512_fmadd_pd, _mm512_fmsub_pd, _mm512_castpd_si512, _mm512_castsi512_pd,
+        F64x8,
+        f64,
+        8,
+        _mm512_set1_pd,
+        _mm512_load_pd,
+        _mm512_store_pd,
+        _mm512_stream_pd,
+        _mm512_add_pd,
+        _mm512_sub_pd,
+        _mm512_mul_pd,
+        _mm512_fmadd_pd,
+        _mm512_fmsub_pd,
+        _mm512_castpd_si512,
+        _mm512_castsi512_pd,
         _mm512_alignr_epi64
     );
 }

@@ -3,8 +3,8 @@
 //! A cell matters at step `m` only if the wave can have reached it from the source and can still reach a receiver
 //! before the record ends. Forward, Born and adjoint fields share one window: a path that leaves it cannot come back
 //! in time. First-arrival times are solved (eikonal equation, fast sweeping after Zhao, 2005) on blocks of cells on the
-//! torus, with the fastest velocity of each block; a slack in time steps covers the blocks' size, the precursors of
-//! the difference scheme and the frozen field outside.
+//! torus, with the fastest velocity of each block; a slack of a few block crossings covers
+//! the blocks' size, the precursors of the difference scheme and the frozen field outside.
 
 use super::grid::Layout;
 use super::rows::Segment;
@@ -12,6 +12,13 @@ use crate::{Model, Survey};
 
 /// Cells on a side of a block.
 pub const BLOCK: usize = 8;
+
+/// Steps that share their segments.
+pub const STEPS_PER_BIN: usize = 16;
+
+/// Slack in block crossings: one for where in its block a cell and the source lie, two (16 cells) of true margin. The
+/// data deviate by 1e-9 to 1e-10 relative, on maps of 1500 m/s cells beside 4500 m/s ones by up to 9e-7.
+const MARGIN: f64 = 3.0;
 
 /// Rows `begin..end` of the grid that share their segments: a band.
 #[derive(Clone, Debug)]
@@ -44,21 +51,30 @@ impl Windows {
     }
 
     /// The window of one source, from arrival times in steps over the blocks; `line` is the elements in a cache line.
-    pub fn causal(layout: &Layout, line: usize, nt: usize, from_source: &Arrivals, to_receivers: &Arrivals, slack: f64) -> Self {
+    pub fn causal(
+        layout: &Layout,
+        line: usize,
+        nt: usize,
+        slowness: &Slowness,
+        from_source: &Arrivals,
+        to_receivers: &Arrivals,
+    ) -> Self {
         let (bz, bx) = (from_source.rows, from_source.cols);
-        let bands: Vec<Band> = (0..bz).map(|b| Band { begin: b * BLOCK, end: ((b + 1) * BLOCK).min(layout.rows) }).collect();
-        let steps_per_bin = BLOCK;
+        let bands: Vec<Band> =
+            (0..bz).map(|b| Band { begin: b * BLOCK, end: ((b + 1) * BLOCK).min(layout.rows) }).collect();
+        let steps_per_bin = STEPS_PER_BIN;
         let bins = nt.div_ceil(steps_per_bin);
         let (mut segments, mut sizes) = (Vec::with_capacity(bins * bz), Vec::with_capacity(bins));
         for bin in 0..bins {
             let first = (bin * steps_per_bin) as f64;
-            let latest_arrival = first + steps_per_bin as f64 + slack;
-            let longest_return = nt as f64 - first + slack;
+            let latest_arrival = first + steps_per_bin as f64;
+            let longest_return = nt as f64 - first;
             let mut size = 0;
             for (b, band) in bands.iter().enumerate() {
                 let alive = |x: usize| {
                     let i = b * bx + x;
-                    from_source.steps[i] <= latest_arrival && to_receivers.steps[i] <= longest_return
+                    let slack = MARGIN * slowness.steps[i];
+                    from_source.steps[i] <= latest_arrival + slack && to_receivers.steps[i] <= longest_return + slack
                 };
                 let mut pair = interval(bx, alive).map(|s| to_lines(s, layout, line));
                 if !pair[1].is_empty() && pair[0].end >= pair[1].begin {
@@ -185,11 +201,13 @@ impl Slowness {
             for direction in 0..4 {
                 for i in 0..nz {
                     let z = if direction & 1 == 0 { i } else { nz - 1 - i };
-                    let (up, down) = (if z == 0 { nz - 1 } else { z - 1 } * nx, if z + 1 == nz { 0 } else { z + 1 } * nx);
+                    let (up, down) =
+                        (if z == 0 { nz - 1 } else { z - 1 } * nx, if z + 1 == nz { 0 } else { z + 1 } * nx);
                     for j in 0..nx {
                         let x = if direction & 2 == 0 { j } else { nx - 1 - j };
                         let a = t[up + x].min(t[down + x]);
-                        let b = t[z * nx + if x == 0 { nx - 1 } else { x - 1 }].min(t[z * nx + if x + 1 == nx { 0 } else { x + 1 }]);
+                        let b = t[z * nx + if x == 0 { nx - 1 } else { x - 1 }]
+                            .min(t[z * nx + if x + 1 == nx { 0 } else { x + 1 }]);
                         let new = godunov(a, b, self.steps[z * nx + x]);
                         if new < t[z * nx + x] - 1e-9 {
                             t[z * nx + x] = new;
@@ -208,7 +226,11 @@ impl Slowness {
 /// Upwind solution of `|grad t| = h` from the smaller neighbours in both directions.
 fn godunov(a: f64, b: f64, h: f64) -> f64 {
     let (low, high) = (a.min(b), a.max(b));
-    if high - low >= h || high.is_infinite() { low + h } else { 0.5 * (low + high + (2.0 * h * h - (high - low).powi(2)).sqrt()) }
+    if high - low >= h || high.is_infinite() {
+        low + h
+    } else {
+        0.5 * (low + high + (2.0 * h * h - (high - low).powi(2)).sqrt())
+    }
 }
 
 #[cfg(test)]
