@@ -8,6 +8,7 @@
 
 pub mod error;
 pub mod gather;
+pub mod invert;
 pub mod misfit;
 pub mod model;
 pub mod survey;
@@ -18,3 +19,4 @@ pub use gather::{Gather, Mask, Observed};
 pub use misfit::Misfit;
 pub use model::Model;
 pub use survey::{Position, Survey};
+pub use wave::Propagator;
