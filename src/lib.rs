@@ -9,6 +9,7 @@
 pub mod error;
 pub mod gather;
 pub mod io;
+pub mod invert;
 pub mod misfit;
 pub mod model;
 pub mod survey;
@@ -19,3 +20,4 @@ pub use gather::{Gather, Mask, Observed};
 pub use misfit::Misfit;
 pub use model::Model;
 pub use survey::{Position, Survey};
+pub use wave::Propagator;

@@ -1,7 +1,33 @@
 //! Misfits: how far synthetic data are from observed ones, and the derivative that the adjoint field starts from.
+//!
+//! With the residual `e = synthetic - observed`, summed over the samples that count:
+//!
+//! | spelling | value | module |
+//! |---|---|---|
+//! | `l2` | `e^2 / 2` | [`l2`] |
+//! | `l1[:eps]` | `sqrt(e^2 + eps^2) - eps` | [`l1`] |
+//! | `huber:delta` | `e^2 / 2` up to `delta`, linear beyond | [`huber`] |
+//! | `student:scale[:nu]` | `nu scale^2 / 2 ln(1 + e^2 / (nu scale^2))` | [`student`] |
+//! | `lowpass:hz` | `(F e)^2 / 2`, `F` a zero-phase low-pass filter | [`filtered`] |
+//!
+//! `eps`, `delta` and `scale` are in the data's own units.
+
+pub mod filtered;
+pub mod huber;
+pub mod l1;
+pub mod l2;
+mod spec;
+pub mod student;
 
 use crate::gather::Mask;
 use ndarray::{ArrayView2, ArrayViewMut2};
+
+pub use filtered::FilteredL2;
+pub use huber::Huber;
+pub use l1::L1;
+pub use l2::L2;
+pub use spec::{MisfitSpec, parse};
+pub use student::StudentT;
 
 /// A misfit that is a sum over shots.
 ///
@@ -25,36 +51,44 @@ pub trait Misfit: Send + Sync {
     fn name(&self) -> String;
 }
 
-/// Half the sum of squared residuals.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct L2;
-
-impl Misfit for L2 {
-    fn evaluate(
-        &self,
-        shot: usize,
-        synthetic: ArrayView2<f64>,
-        observed: ArrayView2<f64>,
-        mask: &Mask,
-        mut adjoint: ArrayViewMut2<f64>,
-    ) -> f64 {
-        adjoint.fill(0.0);
-        let mut sum = 0.0;
-        for t in 0..mask.nt {
-            for r in 0..synthetic.ncols() {
-                if mask.live[[shot, r]] {
-                    let e = synthetic[[t, r]] - observed[[t, r]];
-                    sum += 0.5 * e * e;
-                    adjoint[[t, r]] = e;
-                }
-            }
+/// Writes `synthetic - observed` where the mask lets it count and zero elsewhere, whatever stands there.
+fn residual(
+    shot: usize,
+    synthetic: ArrayView2<f64>,
+    observed: ArrayView2<f64>,
+    mask: &Mask,
+    mut out: ArrayViewMut2<f64>,
+) {
+    let live = mask.live.row(shot);
+    for (t, mut row) in out.outer_iter_mut().enumerate() {
+        if t >= mask.nt {
+            row.fill(0.0);
+            continue;
         }
-        sum
+        let samples = synthetic.row(t).into_iter().zip(observed.row(t)).zip(live);
+        for (e, ((s, o), &l)) in row.iter_mut().zip(samples) {
+            *e = if l { s - o } else { 0.0 };
+        }
     }
+}
 
-    fn name(&self) -> String {
-        "l2".into()
+/// A misfit that is the sum of one function of every residual: `f` gives its value and derivative, both zero at zero.
+fn pointwise(
+    shot: usize,
+    synthetic: ArrayView2<f64>,
+    observed: ArrayView2<f64>,
+    mask: &Mask,
+    mut adjoint: ArrayViewMut2<f64>,
+    f: impl Fn(f64) -> (f64, f64),
+) -> f64 {
+    residual(shot, synthetic, observed, mask, adjoint.view_mut());
+    let mut sum = 0.0;
+    for e in adjoint.iter_mut() {
+        let (value, derivative) = f(*e);
+        sum += value;
+        *e = derivative;
     }
+    sum
 }
 
 /// The inner product of the synthetic data with the observed slot: its gradient is the adjoint applied to that slot.

@@ -1,0 +1,152 @@
+//! What an inversion hands back, why it stopped, and what it tells while it runs.
+
+use super::state::State;
+use crate::{Model, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Why a stage, or the whole inversion, ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The data rms fell to its target.
+    TargetReached {
+        /// The rms reached, in the data's units.
+        rms: f64,
+        /// What was asked for.
+        target: f64,
+    },
+    /// The misfit hardly fell any more.
+    Stalled {
+        /// Iterations looked back over.
+        window: usize,
+        /// Relative decrease of the misfit over them.
+        decrease: f64,
+    },
+    /// The gradient is zero in every direction that the bounds leave open.
+    Converged,
+    /// The evaluations allowed are spent.
+    MaxEvals {
+        /// How many were allowed, in the stage or in all.
+        limit: u64,
+    },
+    /// The time allowed is spent.
+    TimeLimit {
+        /// How much was allowed, s.
+        seconds: f64,
+    },
+    /// The caller asked to stop.
+    Cancelled,
+    /// The line search failed, also along steepest descent.
+    LineSearch {
+        /// What the line search said.
+        why: String,
+    },
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::TargetReached { rms, target } => write!(f, "the data rms {rms:.3e} reached its target {target:.3e}"),
+            Self::Stalled { window, decrease } => {
+                write!(f, "the misfit fell by only {:.2}% over {window} iterations", 100.0 * decrease)
+            }
+            Self::Converged => write!(f, "converged: the gradient is zero within the bounds"),
+            Self::MaxEvals { limit } => write!(f, "all {limit} evaluations are spent"),
+            Self::TimeLimit { seconds } => write!(f, "the time limit of {seconds} s is reached"),
+            Self::Cancelled => write!(f, "stopped on request"),
+            Self::LineSearch { why } => write!(f, "the line search failed: {why}"),
+        }
+    }
+}
+
+/// A stage that has ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageSummary {
+    /// The stage's name.
+    pub name: String,
+    /// Its misfit, as [`misfit::parse`](crate::misfit::parse) reads it.
+    pub misfit: String,
+    /// Iterations in this stage.
+    pub iterations: u64,
+    /// Evaluations in this stage, those of unfinished line searches included.
+    pub evaluations: u64,
+    /// Misfit at the stage's first model.
+    pub first_misfit: f64,
+    /// Misfit at the stage's best model.
+    pub last_misfit: f64,
+    /// Rms of the unfiltered residual at the stage's best model.
+    pub data_rms: f64,
+    /// Times that the L-BFGS memory was cleared.
+    pub restarts: u64,
+    /// Why it ended.
+    pub stop: StopReason,
+}
+
+/// The result of an inversion.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The best finite model: of the last stage that ran, lowest in data rms if that was the schedule's last stage,
+    /// else lowest in the stage's misfit.
+    pub model: Model,
+    /// Rms of the unfiltered residual of that model, in the data's units.
+    pub data_rms: f64,
+    /// Its misfit in that stage.
+    pub misfit: f64,
+    /// Mean absolute error against the truth, m/s, if that was given.
+    pub mae: Option<f64>,
+    /// Evaluations (one forward and one adjoint each) in all.
+    pub evaluations: u64,
+    /// Iterations in all.
+    pub iterations: u64,
+    /// Wall time, s, that of runs before a resume included.
+    pub seconds: f64,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// The stages that ran.
+    pub stages: Vec<StageSummary>,
+    /// Traces (shot, receiver) that did not count.
+    pub masked: Vec<(usize, usize)>,
+}
+
+/// Where an inversion stands, at an evaluation or at an accepted iterate.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Progress<'a> {
+    /// Stage, from 0.
+    pub stage: usize,
+    /// The stage's name.
+    pub stage_name: &'a str,
+    /// Iterations finished in all.
+    pub iteration: u64,
+    /// Evaluations in all.
+    pub evaluation: u64,
+    /// The stage's misfit.
+    pub misfit: f64,
+    /// Rms of the unfiltered residual, in the data's units.
+    pub data_rms: f64,
+    /// Euclidean norm of the misfit's derivative by the stage's variables, per m/s.
+    pub gradient_norm: f64,
+    /// Largest change of a cell since the last accepted iterate, m/s.
+    pub step: f64,
+    /// Mean absolute error against the truth, m/s, if that was given.
+    pub mae: Option<f64>,
+    /// Wall time, s.
+    pub seconds: f64,
+}
+
+/// Told what an inversion does while it runs. Every method does nothing unless written.
+pub trait Observer {
+    /// After every evaluation, trial points of the line search included.
+    fn evaluation(&mut self, _at: &Progress) {}
+
+    /// After every iteration.
+    fn iteration(&mut self, _at: &Progress) {}
+
+    /// After the first evaluation of every stage and after every iteration: [`State::to_bytes`] of the state is a
+    /// checkpoint. An error ends the inversion.
+    fn checkpoint(&mut self, _state: &State) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Observer for () {}

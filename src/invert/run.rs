@@ -1,0 +1,351 @@
+//! The driver: stages one after the other, argmin's solver one iteration at a time.
+//!
+//! argmin's executor owns its observers and its checkpoint for ever and loses both solver and problem on an error, so
+//! the solver is stepped by hand here: after every iteration the state is whole, borrowed by the caller, and saved.
+
+use super::encoding::Encoding;
+use super::lbfgs::{Iterate, ProjectedLbfgs};
+use super::objective::{Clock, EvaluationLimits, Halt, Live, Objective, mean_absolute_error};
+use super::outcome::{Observer, Outcome, StageSummary, StopReason};
+use super::stage::{Stage, default_schedule};
+use super::start::{Start, source_velocities};
+use super::state::{At, Best, Ledger, State};
+use crate::{Error, Observed, Propagator, Result};
+use argmin::core::{Problem, Solver, State as _, TerminationReason, TerminationStatus};
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+/// How to invert.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Smallest and largest velocity, m/s, inclusive; for cells and `vmin` alike.
+    pub bounds: (f64, f64),
+    /// The stages, in order.
+    pub stages: Vec<Stage>,
+    /// Pairs that L-BFGS remembers.
+    pub memory: usize,
+    /// Largest change of a cell in a stage's first trial, m/s.
+    pub first_step: f64,
+    /// Holds the cells whose velocity the first sample gives exactly at that velocity (in stages without smoothing).
+    pub pin_sources: bool,
+    /// Evaluations in all, at most.
+    pub max_evals: Option<u64>,
+    /// Wall time in all, at most.
+    pub time_limit: Option<Duration>,
+    /// Ends everything when the data rms of an iterate falls to this, in the data's units.
+    pub target_rms: Option<f64>,
+}
+
+impl Default for Settings {
+    /// OpenFWI's bounds, the [default schedule](default_schedule), 50 pairs, 30 m/s, sources pinned, no limits.
+    fn default() -> Self {
+        Self {
+            bounds: (1500.0, 4500.0),
+            stages: default_schedule(),
+            memory: 50,
+            first_step: 30.0,
+            pin_sources: true,
+            max_evals: None,
+            time_limit: None,
+            target_rms: None,
+        }
+    }
+}
+
+/// The inversion of one gather.
+pub struct Inversion<'a> {
+    propagator: &'a dyn Propagator,
+    observed: &'a Observed,
+    settings: Settings,
+    truth: Option<&'a Array2<f64>>,
+    cancel: Option<&'a AtomicBool>,
+    /// Cells (row by row) that are held, and their velocities.
+    pinned: Vec<(usize, f64)>,
+}
+
+impl<'a> Inversion<'a> {
+    /// An inversion of `observed`; errors when the gather does not fit the survey, nothing in it counts, or a setting
+    /// makes no sense.
+    pub fn new(propagator: &'a dyn Propagator, observed: &'a Observed, settings: Settings) -> Result<Self> {
+        let survey = propagator.survey();
+        let fail = |m: String| Err(Error::Usage(m));
+        if observed.gather.data.dim() != survey.gather_shape() {
+            let ((a, b, c), (ns, nt, nr)) = (observed.gather.data.dim(), survey.gather_shape());
+            return fail(format!(
+                "the gather is {a} x {b} x {c} but the survey gives {ns} x {nt} x {nr} (shots, samples, receivers)"
+            ));
+        }
+        if observed.mask.samples() == 0 {
+            return fail("every trace of the gather is dead or not finite: there is nothing to fit".into());
+        }
+        let s = &settings;
+        let (low, high) = s.bounds;
+        if !(low.is_finite() && high.is_finite() && 0.0 < low && low < high) {
+            return fail(format!("the velocity bounds must be positive and rising, not {low}..{high} m/s"));
+        }
+        if s.stages.is_empty() || s.memory == 0 || s.max_evals == Some(0) {
+            return fail(
+                "an inversion needs at least one stage, a memory of at least one pair and one evaluation".into(),
+            );
+        }
+        if !(s.first_step.is_finite() && s.first_step > 0.0) {
+            return fail(format!("the first step must be above 0 m/s, not {}", s.first_step));
+        }
+        s.stages.iter().try_for_each(|stage| stage.validate(survey.dt))?;
+        let known = if s.pin_sources { source_velocities(survey, observed, s.bounds) } else { vec![] };
+        let pinned = known.iter().map(|(p, v)| (p.z * survey.nx + p.x, *v)).collect();
+        Ok(Self { propagator, observed, settings, truth: None, cancel: None, pinned })
+    }
+
+    /// Gives the true map (nz, nx), so that progress and outcome tell the mean absolute error. Errors on another shape.
+    pub fn truth(mut self, truth: &'a Array2<f64>) -> Result<Self> {
+        if truth.dim() != self.propagator.survey().map_shape() {
+            let ((a, b), (nz, nx)) = (truth.dim(), self.propagator.survey().map_shape());
+            return Err(Error::Usage(format!("the true map is {a} x {b} but the survey's grid is {nz} x {nx}")));
+        }
+        self.truth = Some(truth);
+        Ok(self)
+    }
+
+    /// A flag that stops the inversion before its next evaluation once it is set.
+    pub fn cancel(mut self, flag: &'a AtomicBool) -> Self {
+        self.cancel = Some(flag);
+        self
+    }
+
+    /// Inverts from a start. What ends it early (limits, the flag) is a [`StopReason`], not an error.
+    ///
+    /// Errors when the starting model cannot be made or evaluated, or when a checkpoint cannot be saved.
+    pub fn run(&self, start: &Start, observer: &mut dyn Observer) -> Result<Outcome> {
+        let model = start.model(self.propagator.survey(), self.observed, self.settings.bounds)?;
+        let nan = f64::NAN;
+        let state = State {
+            fingerprint: self.fingerprint(),
+            stage: 0,
+            entry: Best { model, score: nan, misfit: nan, data_rms: nan },
+            at: None,
+            ledger: Ledger::default(),
+            seconds: 0.0,
+            stages: vec![],
+        };
+        self.drive(state, observer)
+    }
+
+    /// Continues from a checkpoint. Limits may differ from the interrupted run's; data, stages, bounds, memory and
+    /// first step must not, else this errors.
+    pub fn resume(&self, state: State, observer: &mut dyn Observer) -> Result<Outcome> {
+        let other = "the checkpoint belongs to another gather, survey or other settings; give those it was made with";
+        if state.fingerprint != self.fingerprint() {
+            return Err(Error::Usage(other.into()));
+        }
+        let shape = self.propagator.survey().map_shape();
+        let stages = &self.settings.stages;
+        let sound =
+            stages.get(state.stage).is_some_and(|stage| state.is_sound(shape, stages.len(), &self.solver(stage)));
+        if !sound { Err(Error::Usage(other.into())) } else { self.drive(state, observer) }
+    }
+
+    fn drive(&self, mut state: State, observer: &mut dyn Observer) -> Result<Outcome> {
+        let clock = Clock { before: state.seconds, since: Instant::now() };
+        loop {
+            let halt = self.run_stage(&mut state, clock, observer)?;
+            let best = state.ledger.best.take().unwrap_or_else(|| state.entry.clone());
+            let (stop, all) = match halt {
+                Halt::Stage(stop) => (stop, false),
+                Halt::All(stop) => (stop, true),
+            };
+            let stage = &self.settings.stages[state.stage];
+            let (history, scale, restarts) =
+                state.at.take().map_or((vec![], 1.0, 0), |at| (at.history, at.scale, at.solver.restarts()));
+            state.stages.push(StageSummary {
+                name: stage.name.clone(),
+                misfit: stage.misfit.to_string(),
+                iterations: history.len().saturating_sub(1) as u64,
+                evaluations: state.ledger.stage_evaluations,
+                first_misfit: history.first().map_or(best.misfit, |first| first / scale),
+                last_misfit: best.misfit,
+                data_rms: best.data_rms,
+                restarts,
+                stop: stop.clone(),
+            });
+            if all || state.stage + 1 == self.settings.stages.len() {
+                return Ok(self.outcome(state, best, stop, clock));
+            }
+            state.stage += 1;
+            state.entry = best;
+            state.ledger.stage_evaluations = 0;
+        }
+    }
+
+    fn outcome(&self, state: State, best: Best, stop: StopReason, clock: Clock) -> Outcome {
+        let mut masked = [&self.observed.bad[..], &self.observed.dead[..]].concat();
+        masked.sort_unstable();
+        Outcome {
+            mae: self.truth.map(|t| mean_absolute_error(t, &best.model)),
+            model: best.model,
+            data_rms: best.data_rms,
+            misfit: best.misfit,
+            evaluations: state.ledger.evaluations,
+            iterations: state.ledger.iterations,
+            seconds: clock.seconds(),
+            stop,
+            stages: state.stages,
+            masked,
+        }
+    }
+
+    fn run_stage(&self, state: &mut State, clock: Clock, observer: &mut dyn Observer) -> Result<Halt> {
+        let s = &self.settings;
+        let stage = &s.stages[state.stage];
+        let survey = self.propagator.survey();
+        let scale = state.at.as_ref().map_or(1.0, |at| at.scale);
+        let objective = Objective {
+            propagator: self.propagator,
+            observed: self.observed,
+            truth: self.truth,
+            misfit: stage.misfit.build(survey.dt)?,
+            encoding: Encoding::new(stage, survey.map_shape(), s.bounds),
+            stage: state.stage,
+            stage_name: &stage.name,
+            by_rms: state.stage + 1 == s.stages.len(),
+            limits: EvaluationLimits {
+                cancel: self.cancel,
+                time: s.time_limit,
+                max_evals: s.max_evals,
+                stage_max_evals: stage.max_evals,
+            },
+            clock,
+            live: RefCell::new(Live::new(observer, state.ledger.clone(), scale)),
+        };
+        let halt = self.iterate(state, stage, &objective);
+        state.ledger = objective.live.into_inner().ledger;
+        halt
+    }
+
+    fn iterate(&self, state: &mut State, stage: &Stage, objective: &Objective) -> Result<Halt> {
+        if state.at.is_none() {
+            match self.enter(state, stage, objective)? {
+                Ok(at) => state.at = Some(at),
+                Err(halt) => return Ok(halt),
+            }
+            self.save(state, objective)?;
+        }
+        loop {
+            let now = state.at.as_mut().expect("entered above");
+            if let Some(halt) = self.ended(stage, now) {
+                return Ok(halt);
+            }
+            objective.begin_iteration(&now.x, now.cost, &now.gradient, now.data_rms);
+            let iterate = Iterate::new().param(now.x.clone()).gradient(now.gradient.clone()).cost(now.cost);
+            let mut problem = Problem::new(objective);
+            let mut next = match now.solver.next_iter(&mut problem, iterate) {
+                Ok((next, _)) => next,
+                Err(error) => {
+                    return match objective.live.borrow_mut().refusal()? {
+                        Some(halt) => Ok(halt),
+                        None => Err(Error::Numerical(format!("the optimiser failed: {error}"))),
+                    };
+                }
+            };
+            match next.get_termination_status() {
+                TerminationStatus::Terminated(TerminationReason::SolverConverged) => {
+                    return Ok(Halt::Stage(StopReason::Converged));
+                }
+                TerminationStatus::Terminated(reason) => {
+                    return Ok(Halt::Stage(StopReason::LineSearch { why: reason.text().into() }));
+                }
+                TerminationStatus::NotTerminated => {}
+            }
+            now.cost = next.get_cost();
+            now.gradient = next.take_gradient().expect("set by the solver");
+            now.x = next.take_param().expect("set by the solver");
+            now.history.push(now.cost);
+            let point = objective.point(&now.x).expect("evaluated by the line search");
+            now.data_rms = point.data_rms;
+            let mut live = objective.live.borrow_mut();
+            live.ledger.iterations += 1;
+            let progress = objective.progress(&point, &live.ledger);
+            live.observer.iteration(&progress);
+            drop(live);
+            self.save(state, objective)?;
+        }
+    }
+
+    /// Evaluates the stage's first model.
+    fn enter(&self, state: &State, stage: &Stage, objective: &Objective) -> Result<std::result::Result<At, Halt>> {
+        let solver = self.solver(stage);
+        let x = solver.project(&objective.encoding.encode(&state.entry.model));
+        let Some(point) = objective.point(&x) else {
+            let halt = objective.live.borrow_mut().refusal()?;
+            return Ok(Err(halt.expect("a refusal has its reason")));
+        };
+        let mut live = objective.live.borrow_mut();
+        if !point.misfit.is_finite() {
+            let why = live.trouble().unwrap_or_else(|| "the misfit or its gradient is not finite".into());
+            return Err(Error::Numerical(format!(
+                "the first model of stage \"{}\" cannot be evaluated: {why}",
+                stage.name
+            )));
+        }
+        let scale = if point.misfit > 0.0 { 1.0 / point.misfit } else { 1.0 };
+        live.scale = scale;
+        let gradient = point.gradient.iter().map(|g| g * scale).collect();
+        let cost = point.misfit * scale;
+        let data_rms = point.data_rms;
+        Ok(Ok(At { solver, x, cost, gradient, scale, data_rms, history: vec![cost] }))
+    }
+
+    fn save(&self, state: &mut State, objective: &Objective) -> Result<()> {
+        let mut live = objective.live.borrow_mut();
+        state.ledger = live.ledger.clone();
+        state.seconds = objective.clock.seconds();
+        live.observer.checkpoint(state)
+    }
+
+    /// Whether the accepted iterates end the stage or everything.
+    fn ended(&self, stage: &Stage, at: &At) -> Option<Halt> {
+        let reached = |target: Option<f64>| {
+            target.filter(|t| at.data_rms <= *t).map(|target| StopReason::TargetReached { rms: at.data_rms, target })
+        };
+        if let Some(stop) = reached(self.settings.target_rms) {
+            return Some(Halt::All(stop));
+        }
+        if let Some(stop) = reached(stage.target_rms) {
+            return Some(Halt::Stage(stop));
+        }
+        let stall = stage.stall?;
+        let before = at.history[at.history.len().checked_sub(stall.window + 1)?];
+        let decrease = (before - at.cost) / before;
+        let stop = StopReason::Stalled { window: stall.window, decrease };
+        (decrease < stall.decrease).then_some(Halt::Stage(stop))
+    }
+
+    /// The solver of a stage before its first iteration.
+    fn solver(&self, stage: &Stage) -> ProjectedLbfgs {
+        let s = &self.settings;
+        let n = self.propagator.survey().nz * self.propagator.survey().nx + 1;
+        let (mut lower, mut upper) = (vec![s.bounds.0; n], vec![s.bounds.1; n]);
+        if stage.smoothing.is_none() {
+            for &(cell, v) in &self.pinned {
+                (lower[cell], upper[cell]) = (v, v);
+            }
+        }
+        ProjectedLbfgs::new(lower, upper, s.memory, s.first_step)
+    }
+
+    /// Checksum of all that decides the path of an inversion, limits left aside.
+    fn fingerprint(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        let s = &self.settings;
+        let paths: Vec<_> = s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin)).collect();
+        let o = self.observed;
+        let words = (self.propagator.survey(), paths, s.bounds, s.memory, s.first_step, &self.pinned, &o.mask);
+        hasher.update(format!("{words:?}").as_bytes());
+        o.gather.data.iter().for_each(|x| hasher.update(&x.to_le_bytes()));
+        hasher.finalize()
+    }
+}

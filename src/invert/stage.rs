@@ -1,0 +1,160 @@
+//! Stages as data: which misfit, for how long, with which freedom; and the default schedule.
+
+use crate::misfit::MisfitSpec;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// How the sponge's velocity is treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vmin {
+    /// One more unknown within the bounds: smooth.
+    #[default]
+    Free,
+    /// `min(vp)`, as the data's makers have it; its derivative goes to the slowest cell.
+    Tied,
+}
+
+/// When a stage has had its share: the misfit fell by less than a fraction over some iterations.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Iterations looked back over.
+    pub window: usize,
+    /// Relative decrease of the misfit over the window below which the stage ends.
+    pub decrease: f64,
+}
+
+/// One stage of an inversion: a misfit minimised from where the stage before ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// What logs call it.
+    pub name: String,
+    /// The misfit.
+    #[serde(default)]
+    pub misfit: MisfitSpec,
+    /// Evaluations (one forward and one adjoint each) at most in this stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_evals: Option<u64>,
+    /// Ends the stage when progress dries up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall: Option<Stall>,
+    /// Ends the stage when the rms of the unfiltered residual falls to this, in the data's units.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_rms: Option<f64>,
+    /// Standard deviation, in cells, of the Gaussian that the map is kept smooth with in this stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smoothing: Option<f64>,
+    /// The sponge's velocity.
+    #[serde(default)]
+    pub vmin: Vmin,
+}
+
+impl Stage {
+    /// A stage without any limit, free `vmin`, no smoothing.
+    pub fn new(name: impl Into<String>, misfit: MisfitSpec) -> Self {
+        Self {
+            name: name.into(),
+            misfit,
+            max_evals: None,
+            stall: None,
+            target_rms: None,
+            smoothing: None,
+            vmin: Vmin::Free,
+        }
+    }
+
+    /// Parses a schedule of the command line: misfits with optional evaluation limits, as in `lowpass:5@40,lowpass:10@40,l2`.
+    /// A stage without a limit and not last ends when the misfit stalls as in the [default schedule](default_schedule).
+    pub fn parse_schedule(text: &str) -> Result<Vec<Self>> {
+        let parts: Vec<&str> = text.split(',').collect();
+        let last = parts.len() - 1;
+        parts
+            .iter()
+            .enumerate()
+            .map(|(i, part)| {
+                let (misfit, limit) = part.split_once('@').map_or((*part, None), |(m, l)| (m, Some(l)));
+                let mut stage = Self::new(misfit.trim(), misfit.parse()?);
+                stage.stall = (i < last).then_some(CONTINUE);
+                if let Some(limit) = limit {
+                    stage.max_evals = Some(limit.trim().parse().map_err(|_| {
+                        Error::Usage(format!("stage \"{part}\": \"{limit}\" after @ is not a number of evaluations"))
+                    })?);
+                }
+                Ok(stage)
+            })
+            .collect()
+    }
+
+    /// Errors, in one line, on limits that make no sense.
+    pub fn validate(&self, dt: f64) -> Result<()> {
+        let fail = |what: String| Err(Error::Usage(format!("stage \"{}\": {what}", self.name)));
+        self.misfit.build(dt)?;
+        if self.max_evals == Some(0) {
+            return fail("at least one evaluation is needed".into());
+        }
+        if let Some(s) = self.stall
+            && !(s.window > 0 && s.decrease >= 0.0)
+        {
+            return fail(format!("a stall needs a window above 0 and a decrease of at least 0, not {s:?}"));
+        }
+        for (what, x) in [("target rms", self.target_rms), ("smoothing", self.smoothing)] {
+            if let Some(x) = x
+                && !(x.is_finite() && x > 0.0 && x < 1e6)
+            {
+                return fail(format!("{what} must be above 0 and finite, not {x}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// When a continuation stage hands over to the next one.
+const CONTINUE: Stall = Stall { window: 5, decrease: 0.05 };
+
+/// Corner frequencies (Hz) of the continuation and the evaluations that each may take.
+const CONTINUATION: [(f64, u64); 4] = [(4.0, 40), (7.0, 40), (11.0, 40), (17.0, 40)];
+
+/// The default schedule: low-pass filtered least squares at growing corners, then full-band least squares until
+/// nothing is gained any more. Made for OpenFWI's 15 Hz Ricker wavelet.
+pub fn default_schedule() -> Vec<Stage> {
+    let mut stages: Vec<Stage> = CONTINUATION
+        .iter()
+        .map(|&(corner, evals)| {
+            let stage = Stage::new(format!("below {corner} Hz"), MisfitSpec::LowPass(corner));
+            Stage { max_evals: Some(evals), stall: Some(CONTINUE), ..stage }
+        })
+        .collect();
+    let full = Stage::new("full band", MisfitSpec::L2);
+    stages.push(Stage { stall: Some(Stall { window: 50, decrease: 1e-3 }), ..full });
+    stages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_are_read_and_survive_json() {
+        let stages = Stage::parse_schedule("lowpass:5@40, huber:0.1,l2").unwrap();
+        assert_eq!(stages.len(), 3);
+        assert_eq!((stages[0].misfit, stages[0].max_evals), (MisfitSpec::LowPass(5.0), Some(40)));
+        assert!(stages[1].stall.is_some() && stages[2].stall.is_none());
+        for schedule in [stages, default_schedule()] {
+            let text = serde_json::to_string(&schedule).unwrap();
+            assert_eq!(serde_json::from_str::<Vec<Stage>>(&text).unwrap(), schedule);
+            schedule.iter().for_each(|s| s.validate(1e-3).unwrap());
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_in_words() {
+        for (text, part) in [("", "no misfit"), ("l2@x", "\"x\" after @"), ("lowpass:5,,l2", "no misfit")] {
+            let message = Stage::parse_schedule(text).unwrap_err().to_string();
+            assert!(message.contains(part), "{text}: {message}");
+        }
+        let bad = Stage { smoothing: Some(f64::NAN), ..Stage::new("s", MisfitSpec::L2) };
+        assert!(bad.validate(1e-3).unwrap_err().to_string().contains("smoothing must be above 0"));
+        assert!(Stage::parse_schedule("lowpass:500").unwrap()[0].validate(1e-3).is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! The state of a running inversion: all that a resumed run needs to continue with the same bits.
+//!
+//! As bytes: a magic line, the CRC-32 and the length of what follows (little endian), then the state in postcard's
+//! encoding, which keeps every bit of a float.
+
+use super::lbfgs::ProjectedLbfgs;
+use super::outcome::StageSummary;
+use crate::{Error, Model, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// A running inversion between two iterations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Checksum of the data and of what decides the path taken.
+    pub(super) fingerprint: u32,
+    pub(super) stage: usize,
+    /// The model that the stage began with, and what is known of it.
+    pub(super) entry: Best,
+    pub(super) at: Option<At>,
+    pub(super) ledger: Ledger,
+    pub(super) seconds: f64,
+    pub(super) stages: Vec<StageSummary>,
+}
+
+/// The optimiser within a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct At {
+    pub solver: ProjectedLbfgs,
+    pub x: Vec<f64>,
+    /// Scaled misfit and its derivative at `x`.
+    pub cost: f64,
+    pub gradient: Vec<f64>,
+    /// What the misfit is multiplied by: one over its first value.
+    pub scale: f64,
+    pub data_rms: f64,
+    /// Scaled misfits of the accepted iterates of this stage.
+    pub history: Vec<f64>,
+}
+
+/// Counts and the best model so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Ledger {
+    pub evaluations: u64,
+    pub stage_evaluations: u64,
+    pub iterations: u64,
+    pub best: Option<Best>,
+}
+
+/// A model with what decides whether it is the best.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Best {
+    pub model: Model,
+    pub score: f64,
+    pub misfit: f64,
+    pub data_rms: f64,
+}
+
+const MAGIC: &[u8] = b"fwi state 1\n";
+const HEADER: usize = MAGIC.len() + 4 + 8;
+
+impl State {
+    /// The state as bytes, about `2 * memory` times the unknowns times 8.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.resize(HEADER, 0);
+        let mut bytes = postcard::to_extend(self, bytes)
+            .map_err(|e| Error::Numerical(format!("the state of the inversion cannot be encoded: {e}")))?;
+        let (crc, length) = (crc32fast::hash(&bytes[HEADER..]), (bytes.len() - HEADER) as u64);
+        bytes[MAGIC.len()..MAGIC.len() + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes[MAGIC.len() + 4..HEADER].copy_from_slice(&length.to_le_bytes());
+        Ok(bytes)
+    }
+
+    /// The inverse of [`State::to_bytes`]; `path` is where the bytes come from, for the message.
+    ///
+    /// Errors when they are no checkpoint, of another version, cut short or damaged.
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
+        let fail = |what: &str| {
+            Err(Error::input(path, format!("{what}; start the inversion anew or resume from an older checkpoint")))
+        };
+        if bytes.len() < HEADER || !bytes.starts_with(MAGIC) {
+            return fail("not a checkpoint of this version of fwi");
+        }
+        let (header, body) = bytes.split_at(HEADER);
+        let crc = u32::from_le_bytes(header[MAGIC.len()..MAGIC.len() + 4].try_into().expect("four bytes"));
+        let length = u64::from_le_bytes(header[MAGIC.len() + 4..].try_into().expect("eight bytes"));
+        if body.len() as u64 != length {
+            return fail(&format!("the checkpoint holds {} bytes where {length} were written", body.len()));
+        }
+        if crc32fast::hash(body) != crc {
+            return fail("the checkpoint is damaged: its checksum is wrong");
+        }
+        match postcard::from_bytes(body) {
+            Ok(state) => Ok(state),
+            Err(e) => fail(&format!("the checkpoint cannot be decoded ({e})")),
+        }
+    }
+
+    /// Evaluations so far.
+    pub fn evaluations(&self) -> u64 {
+        self.ledger.evaluations
+    }
+
+    /// Iterations so far.
+    pub fn iterations(&self) -> u64 {
+        self.ledger.iterations
+    }
+
+    /// Wall time so far, s.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// The best model so far, to show while the inversion runs.
+    pub fn best(&self) -> &Model {
+        &self.ledger.best.as_ref().unwrap_or(&self.entry).model
+    }
+
+    /// Whether every vector has the length that the inversion indexes it by, and the numbers it divides by are numbers.
+    pub(super) fn is_sound(&self, shape: (usize, usize), stages: usize, solver: &ProjectedLbfgs) -> bool {
+        let model = |m: &Model| m.vp.dim() == shape && m.to_vec().iter().all(|v| v.is_finite());
+        let n = shape.0 * shape.1 + 1;
+        self.stage < stages
+            && self.stages.len() == self.stage
+            && model(&self.entry.model)
+            && self.ledger.best.as_ref().is_none_or(|b| model(&b.model))
+            && self.seconds >= 0.0
+            && self.at.as_ref().is_none_or(|at| {
+                at.solver.fits(solver)
+                    && at.x.len() == n
+                    && at.gradient.len() == n
+                    && solver.project(&at.x) == at.x
+                    && at.scale.is_finite()
+                    && !at.history.is_empty()
+            })
+    }
+}

@@ -1,0 +1,344 @@
+//! The inversion on tiny synthetic gathers of the reference propagator.
+
+use fwi::invert::{Inversion, Observer, Outcome, Progress, Settings, Stage, Stall, Start, State, StopReason, Vmin};
+use fwi::misfit::MisfitSpec;
+use fwi::wave::{Evaluation, Reference};
+use fwi::{Error, Gather, Misfit, Model, Observed, Position, Propagator, Result, Survey, survey};
+use ndarray::{Array2, Array3};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+const N: usize = 12;
+
+fn tiny() -> Survey {
+    let dt = 1.2e-3;
+    Survey {
+        nz: N,
+        nx: N,
+        dx: 10.0,
+        dt,
+        nt: 160,
+        sponge: 8,
+        sources: [1, 6, 10].map(|x| Position { z: 1, x }).to_vec(),
+        receivers: (0..N).map(|x| Position { z: 1, x }).collect(),
+        wavelet: survey::ricker(15.0, dt),
+    }
+}
+
+/// Layers with a fast block; a stripe sits exactly at the lower bound.
+fn truth() -> Array2<f64> {
+    Array2::from_shape_fn((N, N), |(z, x)| match (z, x) {
+        (4..=6, 4..9) => 2900.0,
+        (8, _) => 1500.0,
+        (z, _) => 1800.0 + 60.0 * z as f64,
+    })
+}
+
+fn observe(p: &Reference) -> Observed {
+    let gather = p.forward(&[Model::from_map(truth())]).unwrap().remove(0);
+    Observed::new(gather)
+}
+
+/// The background of the truth: near enough for the full band.
+fn near() -> Start {
+    Start::Map(Array2::from_shape_fn((N, N), |(z, _)| 1780.0 + 55.0 * z as f64))
+}
+
+fn l2() -> Stage {
+    Stage::new("full band", MisfitSpec::L2)
+}
+
+fn settings(stages: Vec<Stage>, max_evals: u64) -> Settings {
+    Settings { stages, max_evals: Some(max_evals), ..Settings::default() }
+}
+
+fn schedule() -> Vec<Stage> {
+    let low = Stage { max_evals: Some(9), ..Stage::new("low", MisfitSpec::LowPass(12.0)) };
+    let smooth = Stage { max_evals: Some(6), smoothing: Some(1.0), vmin: Vmin::Tied, ..low.clone() };
+    vec![smooth, low, l2()]
+}
+
+/// Keeps every checkpoint as bytes and a line per call; stops by error after so many checkpoints.
+#[derive(Default)]
+struct Recorder {
+    checkpoints: Vec<Vec<u8>>,
+    stop_after: Option<usize>,
+    evaluations: Vec<(u64, f64, f64)>,
+    iterations: Vec<(usize, u64, f64, Option<f64>)>,
+}
+
+impl Observer for Recorder {
+    fn evaluation(&mut self, at: &Progress) {
+        self.evaluations.push((at.evaluation, at.misfit, at.step));
+    }
+
+    fn iteration(&mut self, at: &Progress) {
+        self.iterations.push((at.stage, at.iteration, at.data_rms, at.mae));
+    }
+
+    fn checkpoint(&mut self, state: &State) -> Result<()> {
+        self.checkpoints.push(state.to_bytes()?);
+        match self.stop_after {
+            Some(n) if self.checkpoints.len() >= n => Err(Error::Usage("killed".into())),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn bits(o: &Outcome) -> Vec<u64> {
+    let numbers = [o.data_rms, o.misfit, o.evaluations as f64, o.iterations as f64];
+    o.model.to_vec().iter().chain(&numbers).map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn converges_and_respects_the_bounds() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let truth = truth();
+    let inversion = Inversion::new(&p, &observed, settings(vec![l2()], 150)).unwrap().truth(&truth).unwrap();
+    let mut seen = Recorder::default();
+    let out = inversion.run(&near(), &mut seen).unwrap();
+    let first = seen.evaluations[0];
+    println!("{} evaluations, rms {:.2e}, mae {:.1}, {}", out.evaluations, out.data_rms, out.mae.unwrap(), out.stop);
+    assert!(out.misfit < 1e-4 * first.1, "misfit {} from {}", out.misfit, first.1);
+    let begin = near().model(p.survey(), &observed, (1500.0, 4500.0)).unwrap();
+    let start_mae = (&begin.vp - &truth).mapv(f64::abs).mean().unwrap();
+    assert!(out.mae.unwrap() < 0.5 * start_mae, "mae {} from {start_mae}", out.mae.unwrap());
+    assert!(out.model.vp.iter().chain([&out.model.vmin]).all(|v| (1500.0..=4500.0).contains(v)));
+    assert!(out.model.vp.iter().any(|&v| v == 1500.0), "the bound itself is reached");
+    assert!((out.model.vp[[1, 6]] - truth[[1, 6]]).abs() < 1e-9, "the source cell is held");
+    // one evaluation a trial point: counted, numbered, and the iterates never rise
+    assert_eq!(seen.evaluations.len() as u64, out.evaluations);
+    assert!(seen.evaluations.iter().enumerate().all(|(i, e)| e.0 == i as u64 + 1));
+    assert!(seen.iterations.windows(2).all(|w| w[1].2 <= w[0].2 && w[1].1 == w[0].1 + 1));
+    assert!((out.evaluations as f64) < 1.4 * out.iterations as f64 + 5.0, "{} for {}", out.evaluations, out.iterations);
+    assert!(seen.evaluations[1].2 <= 30.0 + 1e-9, "first step {}", seen.evaluations[1].2);
+}
+
+#[test]
+fn stages_run_in_order_and_are_summed_up() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let stall = Stage { stall: Some(Stall { window: 2, decrease: 0.9999999 }), ..l2() };
+    let mut stages = schedule();
+    stages.insert(2, stall);
+    let out = Inversion::new(&p, &observed, settings(stages, 40)).unwrap().run(&near(), &mut ()).unwrap();
+    let stops: Vec<String> = out.stages.iter().map(|s| s.stop.to_string()).collect();
+    assert_eq!(stops[0], "all 6 evaluations are spent");
+    assert_eq!(stops[1], "all 9 evaluations are spent");
+    assert!(stops[2].starts_with("the misfit fell by only") && stops[2].ends_with("over 2 iterations"), "{stops:?}");
+    assert_eq!(out.stop, StopReason::MaxEvals { limit: 40 });
+    assert_eq!(out.stages.iter().map(|s| s.evaluations).sum::<u64>(), 40);
+    assert_eq!(out.stages.iter().map(|s| s.iterations).sum::<u64>(), out.iterations);
+    assert!(out.stages.iter().all(|s| s.last_misfit < s.first_misfit));
+    assert_eq!(out.evaluations, 40);
+}
+
+#[test]
+fn resumed_after_every_iteration_gives_the_same_bits() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let mut stages = schedule();
+    stages[2].max_evals = Some(14);
+    let settings = Settings { memory: 4, ..settings(stages, 1000) };
+    let inversion = Inversion::new(&p, &observed, settings).unwrap();
+    let mut straight = Recorder::default();
+    let whole = inversion.run(&near(), &mut straight).unwrap();
+    assert!(whole.iterations >= 12, "{}", whole.iterations);
+
+    let mut killed = Recorder { stop_after: Some(1), ..Recorder::default() };
+    assert!(inversion.run(&near(), &mut killed).is_err());
+    let mut saved = killed.checkpoints.pop().unwrap();
+    let mut runs = 1;
+    let resumed = loop {
+        let state = State::from_bytes(&saved, Path::new("checkpoint")).unwrap();
+        let mut one = Recorder { stop_after: Some(1), ..Recorder::default() };
+        match inversion.resume(state, &mut one) {
+            Ok(out) => break out,
+            Err(Error::Usage(_)) => saved = one.checkpoints.pop().unwrap(),
+            Err(e) => panic!("{e}"),
+        }
+        runs += 1;
+    };
+    assert_eq!(runs, straight.checkpoints.len());
+    assert_eq!(bits(&whole), bits(&resumed));
+    assert_eq!(whole.stages, resumed.stages);
+    // and from the middle, with the rest in one go
+    let middle = &straight.checkpoints[straight.checkpoints.len() / 2];
+    let out = inversion.resume(State::from_bytes(middle, Path::new("checkpoint")).unwrap(), &mut ()).unwrap();
+    assert_eq!(bits(&whole), bits(&out));
+}
+
+#[test]
+fn a_finished_run_goes_on_under_a_higher_limit() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let run = |evals| Inversion::new(&p, &observed, settings(vec![l2()], evals)).unwrap();
+    let mut short = Recorder::default();
+    let stopped = run(6).run(&near(), &mut short).unwrap();
+    assert_eq!(stopped.stop, StopReason::MaxEvals { limit: 6 });
+    let last = State::from_bytes(short.checkpoints.last().unwrap(), Path::new("c")).unwrap();
+    let more = run(15).resume(last, &mut ()).unwrap();
+    assert_eq!(bits(&more), bits(&run(15).run(&near(), &mut ()).unwrap()));
+}
+
+#[test]
+fn damaged_and_foreign_checkpoints_are_refused_in_words() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let inversion = Inversion::new(&p, &observed, settings(vec![l2()], 3)).unwrap();
+    let mut seen = Recorder::default();
+    inversion.run(&near(), &mut seen).unwrap();
+    let good = seen.checkpoints.pop().unwrap();
+    let refused = |bytes: &[u8]| State::from_bytes(bytes, Path::new("run.ckpt")).unwrap_err().to_string();
+    assert!(refused(b"").contains("run.ckpt: not a checkpoint"));
+    assert!(refused(&good[..good.len() - 1]).contains("bytes where"));
+    for at in [30, good.len() / 2, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        assert!(refused(&bad).contains("checksum is wrong"), "byte {at}");
+    }
+    // a rightly sealed body that is no state
+    let body = [0xff; 64];
+    let crc = crc32fast::hash(&body).to_le_bytes();
+    let sealed = [&good[..12], &crc, &64u64.to_le_bytes(), &body].concat();
+    assert!(refused(&sealed).contains("cannot be decoded"));
+
+    let state = || State::from_bytes(&good, Path::new("c")).unwrap();
+    let mut other = observed.clone();
+    other.gather.data[[0, 50, 3]] += 1e-9;
+    let foreign = Inversion::new(&p, &other, settings(vec![l2()], 3)).unwrap();
+    assert!(foreign.resume(state(), &mut ()).unwrap_err().to_string().contains("another gather"));
+    let changed = Settings { memory: 7, ..settings(vec![l2()], 3) };
+    let foreign = Inversion::new(&p, &observed, changed).unwrap();
+    assert!(foreign.resume(state(), &mut ()).unwrap_err().to_string().contains("other settings"));
+}
+
+#[test]
+fn stops_on_request_at_the_target_and_at_the_time_limit() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    struct Cancel<'a>(&'a AtomicBool);
+    impl Observer for Cancel<'_> {
+        fn evaluation(&mut self, at: &Progress) {
+            self.0.store(at.evaluation == 4, Ordering::Relaxed);
+        }
+    }
+    let flag = AtomicBool::new(false);
+    let inversion = Inversion::new(&p, &observed, settings(vec![l2()], 50)).unwrap().cancel(&flag);
+    let out = inversion.run(&near(), &mut Cancel(&flag)).unwrap();
+    assert_eq!((out.stop, out.evaluations), (StopReason::Cancelled, 4));
+    assert!(out.misfit < out.stages[0].first_misfit);
+
+    let reached = Settings { target_rms: Some(2e-2), ..settings(vec![l2()], 100) };
+    let out = Inversion::new(&p, &observed, reached).unwrap().run(&near(), &mut ()).unwrap();
+    assert!(matches!(out.stop, StopReason::TargetReached { .. }) && out.data_rms <= 2e-2, "{}", out.stop);
+    assert!(out.evaluations < 100);
+
+    let hurried = Settings { time_limit: Some(Duration::ZERO), ..settings(vec![l2()], 100) };
+    let out = Inversion::new(&p, &observed, hurried).unwrap().run(&near(), &mut ()).unwrap();
+    assert_eq!((out.stop, out.evaluations), (StopReason::TimeLimit { seconds: 0.0 }, 1));
+
+    let exact = Inversion::new(&p, &observed, settings(vec![l2()], 100)).unwrap();
+    let out = exact.run(&Start::Map(truth()), &mut ()).unwrap();
+    assert!(out.stop == StopReason::Converged || out.data_rms < 1e-10, "{} {}", out.stop, out.data_rms);
+}
+
+/// The reference with every so many evaluations broken.
+struct Broken<'a> {
+    inner: &'a Reference,
+    count: AtomicU64,
+    breaks: fn(u64) -> bool,
+    how: fn(&mut Evaluation) -> Result<()>,
+}
+
+impl Propagator for Broken<'_> {
+    fn survey(&self) -> &Survey {
+        self.inner.survey()
+    }
+    fn describe(&self) -> String {
+        "broken".into()
+    }
+    fn forward(&self, m: &[Model]) -> Result<Vec<Gather>> {
+        self.inner.forward(m)
+    }
+    fn born(&self, m: &[Model], d: &[Model]) -> Result<Vec<Gather>> {
+        self.inner.born(m, d)
+    }
+    fn misfit_and_gradient(&self, m: &[Model], o: &[Observed], j: &dyn Misfit) -> Result<Vec<Evaluation>> {
+        let mut out = self.inner.misfit_and_gradient(m, o, j)?;
+        if (self.breaks)(self.count.fetch_add(1, Ordering::Relaxed)) {
+            out.iter_mut().try_for_each(self.how)?;
+        }
+        Ok(out)
+    }
+    fn wavefield(&self, m: &Model, s: Position, w: &[f64], e: usize) -> Result<Array3<f32>> {
+        self.inner.wavefield(m, s, w, e)
+    }
+    fn gradient_bytes(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn evaluations_that_are_no_numbers_never_win() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let ways: [fn(&mut Evaluation) -> Result<()>; 4] = [
+        |e| {
+            e.value = f64::NAN;
+            Ok(())
+        },
+        |e| {
+            e.gradient.vp[[3, 3]] = f64::INFINITY;
+            e.value = 0.0;
+            Ok(())
+        },
+        |e| {
+            e.value = f64::NEG_INFINITY;
+            Ok(())
+        },
+        |_| Err(Error::Numerical("unstable".into())),
+    ];
+    for how in ways {
+        let broken = Broken { inner: &p, count: AtomicU64::new(0), breaks: |n| n % 4 == 3, how };
+        let out = Inversion::new(&broken, &observed, settings(vec![l2()], 30)).unwrap().run(&near(), &mut ()).unwrap();
+        assert!(out.misfit.is_finite() && out.misfit < 0.1 * out.stages[0].first_misfit, "{}", out.misfit);
+        assert!((out.data_rms - observed.rms(&p.forward(&[out.model]).unwrap()[0])).abs() < 1e-12);
+        let broken = Broken { inner: &p, count: AtomicU64::new(0), breaks: |n| n > 0, how };
+        let out = Inversion::new(&broken, &observed, settings(vec![l2()], 60)).unwrap().run(&near(), &mut ()).unwrap();
+        assert!(out.stop.to_string().starts_with("the line search failed"), "{}", out.stop);
+        assert!(out.misfit == out.stages[0].first_misfit);
+        let broken = Broken { inner: &p, count: AtomicU64::new(0), breaks: |_| true, how };
+        let none = Inversion::new(&broken, &observed, settings(vec![l2()], 60)).unwrap().run(&near(), &mut ());
+        assert!(none.unwrap_err().to_string().contains("first model of stage \"full band\""));
+    }
+    let fatal = Broken {
+        inner: &p,
+        count: AtomicU64::new(0),
+        breaks: |n| n == 5,
+        how: |_| Err(Error::Memory("no memory".into())),
+    };
+    let out = Inversion::new(&fatal, &observed, settings(vec![l2()], 60)).unwrap().run(&near(), &mut ());
+    assert!(matches!(out, Err(Error::Memory(_))));
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let refused = |s: Settings| Inversion::new(&p, &observed, s).err().unwrap().to_string();
+    assert!(refused(Settings { bounds: (4500.0, 1500.0), ..Settings::default() }).contains("4500..1500"));
+    assert!(refused(Settings { stages: vec![], ..Settings::default() }).contains("at least one stage"));
+    assert!(refused(Settings { first_step: 0.0, ..Settings::default() }).contains("first step"));
+    let small = Observed::new(Gather::new(Array3::ones((3, 160, 5))));
+    let message = Inversion::new(&p, &small, Settings::default()).err().unwrap().to_string();
+    assert!(message.contains("3 x 160 x 5") && message.contains("3 x 160 x 12"), "{message}");
+    let dead = Observed::new(Gather::new(Array3::zeros((3, 160, 12))));
+    assert!(Inversion::new(&p, &dead, Settings::default()).err().unwrap().to_string().contains("nothing to fit"));
+    let inversion = Inversion::new(&p, &observed, Settings::default()).unwrap();
+    assert!(inversion.truth(&Array2::zeros((2, 2))).err().unwrap().to_string().contains("2 x 2"));
+    let text = serde_json::to_string(&Settings::default()).unwrap();
+    assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), Settings::default());
+}
