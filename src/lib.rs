@@ -8,6 +8,7 @@
 
 pub mod error;
 pub mod gather;
+pub mod io;
 pub mod misfit;
 pub mod model;
 pub mod survey;
