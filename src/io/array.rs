@@ -30,7 +30,7 @@ impl Default for Limits {
 
 enum Store {
     Npy(NpyArray),
-    Hdf5(Hdf5Array),
+    Hdf5(Box<Hdf5Array>),
 }
 
 /// An open array of numbers in a .npy, .npz or HDF5 file, read by ranges along axis 0.
@@ -72,7 +72,7 @@ impl ArrayFile {
                     let (name, source) = npz::entry(file, entry.as_deref())?;
                     Store::Npy(NpyArray::open(source).map_err(|e| format!("entry {name}: {e}"))?)
                 }
-                (_, entry) => Store::Hdf5(Hdf5Array::open(&file_path, len, entry.as_deref(), limits)?),
+                (_, entry) => Store::Hdf5(Box::new(Hdf5Array::open(&file_path, len, entry.as_deref(), limits)?)),
             };
             Ok(store)
         });
