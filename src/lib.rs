@@ -9,10 +9,7 @@
 pub mod error;
 pub mod gather;
 pub mod io;
-<<<<<<< HEAD
 pub mod invert;
-=======
->>>>>>> 275af2c7d928e53167c2cdb474f0b18cd71ebb2c
 pub mod misfit;
 pub mod model;
 pub mod survey;

@@ -1,1 +1,23 @@
-fn main() {}
+//! The `fwi` command: see `fwi --help`.
+
+mod cli;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // a reader that closes the pipe (`fwi doctor | head`) ends the program quietly, as it does others
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register_conditional_shutdown(
+        signal_hook::consts::SIGPIPE,
+        128 + signal_hook::consts::SIGPIPE,
+        std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true)),
+    );
+    match cli::run(cli::Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("fwi: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

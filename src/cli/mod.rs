@@ -1,0 +1,55 @@
+//! The command line: one file per subcommand; arguments are resolved into a plan before any work begins.
+
+mod check;
+mod doctor;
+mod forward;
+mod invert;
+mod monitor;
+mod options;
+mod plot;
+mod rundir;
+
+use clap::{Parser, Subcommand};
+use fwi::Result;
+use std::process::ExitCode;
+
+/// Full-waveform inversion of OpenFWI gathers: from recorded waves to a map of the ground.
+#[derive(Parser)]
+#[command(version, max_term_width = 110, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 success, 1 a check failed, 2 wrong usage, 3 a file holds something else than is needed, 4 the system
+refused to read or write, 5 the memory limit is too small, 6 the numbers broke down, 130 and 143 stopped by SIGINT or
+SIGTERM with the state saved for --resume.
+
+Files: .npy, .npz and .h5 are told apart by content when read and by extension when written; file.npz:name and
+file.h5:/dataset name one array in a file of several.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Invert one gather: write the velocity map, figures, a result and a log into a directory
+    Invert(invert::Args),
+    /// Model the gathers of velocity maps
+    Forward(forward::Args),
+    /// Replay a gather from a map and compare, or test the adjoint on this machine
+    Check(check::Args),
+    /// Draw maps, gathers and logs as PNG
+    Plot(plot::Args),
+    /// Tell what this machine offers: instruction sets, cores, memory, versions
+    Doctor,
+}
+
+/// Runs the command; a code other than success without an error is a failed check or an interruption.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Invert(args) => invert::run(args),
+        Command::Forward(args) => forward::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Plot(args) => plot::run(args),
+        Command::Doctor => doctor::run(),
+    }
+}

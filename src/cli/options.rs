@@ -1,0 +1,127 @@
+//! Options that several subcommands share, and their resolution into a propagator.
+
+use clap::{Args, ValueEnum};
+use fwi::wave::{CpuOptions, Fidelity, Precision, Propagator, build};
+use fwi::{Error, Result, Survey};
+
+/// Bytes that the process takes besides the propagator's fields: code, gathers, optimiser, figures.
+const BASE_BYTES: u64 = 64 << 20;
+
+/// How to compute.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Computing")]
+pub struct Engine {
+    /// Worker threads; 0 takes one per core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+    /// Floating-point type of the wave fields
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub precision: PrecisionArg,
+    /// exact: every cell at every step (default for f64); fast: causal windows and a decimated history, which change
+    /// data and gradients by less than f32 rounding (default for f32)
+    #[arg(long, value_enum)]
+    pub fidelity: Option<FidelityArg>,
+    /// Most memory the process may take, such as 400M or 2G; histories that do not fit are recomputed [default: half
+    /// of what is free now]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_memory: Option<u64>,
+}
+
+/// See [`Engine::precision`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// Single: what OpenFWI's data were made in
+    F32,
+    /// Double
+    F64,
+}
+
+/// See [`Engine::fidelity`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FidelityArg {
+    /// Every cell, every step
+    Exact,
+    /// Causal windows, decimated history
+    Fast,
+}
+
+impl Engine {
+    /// A propagator for `survey`, having said on standard error what memory it will take.
+    pub fn propagator(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
+        let limit = self.max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| free / 2));
+        let Some(max_bytes) = limit.checked_sub(BASE_BYTES) else {
+            let (limit, base) = (limit >> 20, BASE_BYTES >> 20);
+            return Err(Error::Memory(format!("{limit} MB are less than the {base} MB that any run needs; raise --max-memory")));
+        };
+        let options = CpuOptions {
+            precision: match self.precision {
+                PrecisionArg::F32 => Precision::F32,
+                PrecisionArg::F64 => Precision::F64,
+            },
+            fidelity: self.fidelity.map(|f| match f {
+                FidelityArg::Exact => Fidelity::Exact,
+                FidelityArg::Fast => Fidelity::Fast,
+            }),
+            threads: self.threads,
+            max_bytes,
+            isa: None,
+        };
+        build(survey, &options)
+    }
+}
+
+/// What a gradient will take, in words.
+pub fn memory_line(propagator: &dyn Propagator) -> String {
+    let total = propagator.gradient_bytes() + BASE_BYTES;
+    format!("memory: at most {} MB, {} MB of them for fields and history", total >> 20, propagator.gradient_bytes() >> 20)
+}
+
+/// "400M", "2GiB", "150000000": bytes. Bare letters mean powers of 1024.
+pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let binary = match lower.strip_suffix(['k', 'm', 'g', 't']) {
+        Some(number) => format!("{number} {}ib", &lower[number.len()..]),
+        None => lower,
+    };
+    binary.parse::<bytesize::ByteSize>().map(|b| b.as_u64()).map_err(|_| format!("\"{text}\" is no size; write for example 400M or 2G"))
+}
+
+/// "90", "10m", "1h 30m": a duration; a bare number is seconds.
+pub fn parse_duration(text: &str) -> std::result::Result<std::time::Duration, String> {
+    let bare = text.trim().parse::<f64>().ok().and_then(|s| std::time::Duration::try_from_secs_f64(s).ok());
+    bare.map_or_else(|| humantime::parse_duration(text).map_err(|e| format!("{e}; write for example 90s, 10m or 1h")), Ok)
+}
+
+/// Bytes of memory that are free for new work, where the system tells.
+pub fn available_memory() -> Option<u64> {
+    status_bytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// Largest resident size of this process so far, bytes, where the system tells.
+pub fn peak_memory() -> Option<u64> {
+    status_bytes("/proc/self/status", "VmHWM:")
+}
+
+fn status_bytes(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn sizes_and_durations() {
+        assert_eq!(parse_size("150M"), Ok(150 << 20));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        assert_eq!(parse_size("5000"), Ok(5000));
+        assert!(parse_size("many").is_err() && parse_size("-1M").is_err());
+        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        assert!(parse_duration("soon").is_err() && parse_duration("-3").is_err());
+    }
+}

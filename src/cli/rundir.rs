@@ -1,0 +1,151 @@
+//! The directory of an inversion: locked while in use, every file in it whole at any instant.
+
+use fwi::invert::{Progress, State};
+use fwi::io::{TMP_PREFIX, TMP_SUFFIX, write_atomic, write_unsynced};
+use fwi::{Error, Result};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Written after every iteration; survives a kill.
+const CHECKPOINT: &str = "checkpoint.bin";
+/// Written and synced to the disk every [`SYNC_EVERY`]; survives a power cut.
+const SAFE_CHECKPOINT: &str = "checkpoint-synced.bin";
+const LOG: &str = "log.jsonl";
+const RESULT: &str = "result.json";
+const SYNC_EVERY: Duration = Duration::from_secs(15);
+
+/// An output directory held by this process.
+pub struct RunDir {
+    path: PathBuf,
+    synced: Option<Instant>,
+    log: Option<File>,
+    _lock: File,
+}
+
+/// One line of the log, as far as it is read again.
+#[derive(serde::Deserialize)]
+pub struct LogLine {
+    /// Iterations in all.
+    pub iteration: u64,
+    /// Evaluations in all.
+    pub evaluation: u64,
+    /// The stage's name.
+    pub stage_name: String,
+    /// Data rms.
+    pub data_rms: f64,
+    /// Mean absolute error, m/s.
+    pub mae: Option<f64>,
+}
+
+impl RunDir {
+    /// Makes or opens the directory and locks it. Errors when another process holds it.
+    pub fn open(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path).map_err(|e| Error::io(path, "create", e))?;
+        let name = path.join(".lock");
+        let lock = File::create(&name).map_err(|e| Error::io(&name, "create", e))?;
+        if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
+            let message = format!("{}: another fwi is working there; wait for it or choose another -o", path.display());
+            return Err(Error::Usage(message));
+        }
+        Ok(Self { path: path.to_path_buf(), synced: None, log: None, _lock: lock })
+    }
+
+    /// The path of a file in the directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Whether an inversion has left something here.
+    pub fn is_used(&self) -> bool {
+        [CHECKPOINT, SAFE_CHECKPOINT, RESULT].iter().any(|f| self.file(f).exists())
+    }
+
+    /// Whether an inversion has come to its own end here.
+    pub fn is_finished(&self) -> bool {
+        self.file(RESULT).exists() && ![CHECKPOINT, SAFE_CHECKPOINT].iter().any(|f| self.file(f).exists())
+    }
+
+    /// Removes the unfinished files of killed processes.
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.path) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(TMP_PREFIX) && name.ends_with(TMP_SUFFIX) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// The newest checkpoint that is whole; `None` when there is none at all.
+    pub fn checkpoint(&self) -> Result<Option<State>> {
+        let mut damaged = None;
+        for name in [CHECKPOINT, SAFE_CHECKPOINT] {
+            let path = self.file(name);
+            let bytes = match fs::read(&path) {
+                Ok(bytes) => bytes,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::io(&path, "read", e)),
+            };
+            match State::from_bytes(&bytes, &path) {
+                Ok(state) => return Ok(Some(state)),
+                Err(e) => damaged = damaged.or(Some(e)),
+            }
+        }
+        damaged.map_or(Ok(None), Err)
+    }
+
+    /// Saves a checkpoint.
+    pub fn save(&mut self, state: &State) -> Result<()> {
+        let bytes = state.to_bytes()?;
+        write_unsynced(self.file(CHECKPOINT), |w| w.write_all(&bytes))?;
+        if self.synced.is_none_or(|t| t.elapsed() >= SYNC_EVERY) {
+            write_atomic(self.file(SAFE_CHECKPOINT), |w| w.write_all(&bytes))?;
+            self.synced = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Removes the checkpoints of an inversion that came to its own end.
+    pub fn finish(&self) -> Result<()> {
+        for name in [CHECKPOINT, SAFE_CHECKPOINT] {
+            let path = self.file(name);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, "remove", e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the log with the lines up to `iterations`, those of a run that is resumed, and returns them.
+    pub fn open_log(&mut self, iterations: u64) -> Result<Vec<LogLine>> {
+        let path = self.file(LOG);
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(Error::io(&path, "read", e)),
+        };
+        let parsed = text.lines().filter_map(|l| serde_json::from_str::<LogLine>(l).ok().map(|p| (l, p)));
+        let (kept, lines): (Vec<&str>, Vec<LogLine>) = parsed.filter(|(_, p)| p.iteration <= iterations && iterations > 0).unzip();
+        write_atomic(&path, |w| kept.iter().try_for_each(|l| writeln!(w, "{l}")))?;
+        let file = fs::OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, "write", e))?;
+        self.log = Some(file);
+        Ok(lines)
+    }
+
+    /// Appends a line to the log.
+    pub fn log(&mut self, progress: &Progress) -> Result<()> {
+        let Some(file) = &mut self.log else { return Ok(()) };
+        let mut line = serde_json::to_string(progress).expect("numbers and names");
+        line.push('\n');
+        file.write_all(line.as_bytes()).map_err(|e| Error::io(self.path.join(LOG), "write", e))
+    }
+
+    /// Writes the result, which marks the run as complete.
+    pub fn write_result(&self, result: &serde_json::Value) -> Result<()> {
+        write_atomic(self.file(RESULT), |w| writeln!(w, "{result:#}"))
+    }
+}
