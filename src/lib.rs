@@ -10,6 +10,7 @@ pub mod error;
 pub mod gather;
 pub mod misfit;
 pub mod model;
+pub mod plot;
 pub mod survey;
 pub mod wave;
 
