@@ -12,6 +12,7 @@ pub mod io;
 pub mod invert;
 pub mod misfit;
 pub mod model;
+pub mod plot;
 pub mod survey;
 pub mod wave;
 

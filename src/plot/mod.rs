@@ -1,0 +1,17 @@
+//! Figures as PNG bytes: maps, gathers, convergence.
+//!
+//! Each function returns a finished PNG file for the caller to write. Nothing but this crate is needed: no fonts or
+//! libraries of the system. Text is DejaVu Sans; velocities take the viridis colour map, differences a blue-white-red one
+//! with white at zero, pressure grey. Arrays are drawn as blocks of whole pixels, never smoothed.
+
+mod axis;
+mod canvas;
+mod colour;
+mod convergence;
+mod gather;
+mod map;
+mod panel;
+
+pub use convergence::{Progress, StageStart, convergence_figure};
+pub use gather::gather_figure;
+pub use map::{contact_sheet, map_figure};
