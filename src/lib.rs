@@ -7,13 +7,15 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod family;
 pub mod gather;
-pub mod io;
 pub mod invert;
+pub mod io;
 pub mod misfit;
 pub mod model;
 pub mod plot;
 pub mod survey;
+pub mod verify;
 pub mod wave;
 
 pub use error::{Error, Result};

@@ -11,6 +11,26 @@ use std::time::{Duration, Instant};
 /// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// Points and stages of the convergence figure.
+pub type Convergence = (Vec<plot::Progress>, Vec<plot::StageStart>);
+
+/// The convergence that a log tells.
+pub fn convergence(lines: Vec<LogLine>) -> Convergence {
+    let mut c = Convergence::default();
+    for line in lines {
+        remember(&mut c, line.evaluation, &line.stage_name, line.data_rms, line.mae);
+    }
+    c
+}
+
+fn remember((history, stages): &mut Convergence, evaluations: u64, stage: &str, rms: f64, mae: Option<f64>) {
+    if stages.last().is_none_or(|s| s.name != stage) {
+        let before = history.last().map_or(0, |p| p.evaluations);
+        stages.push(plot::StageStart { evaluations: before, name: stage.to_string() });
+    }
+    history.push(plot::Progress { evaluations: evaluations as usize, rms, mae });
+}
+
 /// Limits that tell how much is left.
 #[derive(Clone, Copy)]
 pub struct Budget {
@@ -30,10 +50,8 @@ pub struct Monitor<'a> {
     last_line: Option<Instant>,
     /// A failed write of the log, raised at the next checkpoint.
     failed: Option<Error>,
-    /// Points and stages of the convergence figure.
-    pub history: Vec<plot::Progress>,
-    /// See `history`.
-    pub stages: Vec<plot::StageStart>,
+    /// What the convergence figure will show.
+    pub convergence: Convergence,
 }
 
 impl<'a> Monitor<'a> {
@@ -45,16 +63,12 @@ impl<'a> Monitor<'a> {
                 Some(n) => ProgressBar::new(n),
                 None => ProgressBar::no_length(),
             };
-            let template = if budget.evaluations.is_some() { "{bar:24} {pos}/{len} {msg}" } else { "{spinner} {pos} {msg}" };
+            let template =
+                if budget.evaluations.is_some() { "{bar:24} {pos}/{len} {msg}" } else { "{spinner} {pos} {msg}" };
             bar.with_style(ProgressStyle::with_template(template).expect("a valid template"))
         });
         let last_line = quiet.then(|| Instant::now() + Duration::from_secs(u64::from(u32::MAX)));
-        let mut monitor =
-            Self { dir, bar, budget, origin: None, last_line, failed: None, history: vec![], stages: vec![] };
-        for line in before {
-            monitor.remember(line.evaluation, &line.stage_name, line.data_rms, line.mae);
-        }
-        monitor
+        Self { dir, bar, budget, origin: None, last_line, failed: None, convergence: convergence(before) }
     }
 
     /// Takes the bar away.
@@ -62,15 +76,6 @@ impl<'a> Monitor<'a> {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-    }
-
-    fn remember(&mut self, evaluations: u64, stage: &str, rms: f64, mae: Option<f64>) {
-        let evaluations = evaluations as usize;
-        if self.stages.last().is_none_or(|s| s.name != stage) {
-            let before = self.history.last().map_or(0, |p| p.evaluations);
-            self.stages.push(plot::StageStart { evaluations: before, name: stage.to_string() });
-        }
-        self.history.push(plot::Progress { evaluations, rms, mae });
     }
 
     /// Evaluations per second, and the seconds left at that rate.
@@ -88,7 +93,10 @@ fn message(at: &Progress, rate: f64, left: Option<f64>) -> String {
     let left = left.map_or(String::new(), |s| {
         format!(", at most {} left", humantime::format_duration(Duration::from_secs(s.round() as u64)))
     });
-    format!("[{}] misfit {:.3e}, data rms {:.3e}{mae}, {rate:.1} evaluations/s{left}", at.stage_name, at.misfit, at.data_rms)
+    format!(
+        "[{}] misfit {:.3e}, data rms {:.3e}{mae}, {rate:.1} evaluations/s{left}",
+        at.stage_name, at.misfit, at.data_rms
+    )
 }
 
 impl Observer for Monitor<'_> {
@@ -101,11 +109,12 @@ impl Observer for Monitor<'_> {
     }
 
     fn iteration(&mut self, at: &Progress) {
-        self.remember(at.evaluation, at.stage_name, at.data_rms, at.mae);
+        remember(&mut self.convergence, at.evaluation, at.stage_name, at.data_rms, at.mae);
         if let Err(e) = self.dir.log(at) {
             self.failed.get_or_insert(e);
         }
-        let due = self.last_line.is_none_or(|t| Instant::now().checked_duration_since(t).is_some_and(|d| d >= LINE_EVERY));
+        let due =
+            self.last_line.is_none_or(|t| Instant::now().checked_duration_since(t).is_some_and(|d| d >= LINE_EVERY));
         if self.bar.is_none() && due {
             let (rate, left) = self.pace(at);
             eprintln!("iteration {}, evaluation {}: {}", at.iteration, at.evaluation, message(at, rate, left));

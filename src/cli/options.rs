@@ -46,12 +46,19 @@ pub enum FidelityArg {
 }
 
 impl Engine {
+    /// Whether every cell is updated at every step.
+    pub fn is_exact(&self) -> bool {
+        self.fidelity.map_or(self.precision == PrecisionArg::F64, |f| f == FidelityArg::Exact)
+    }
+
     /// A propagator for `survey`, having said on standard error what memory it will take.
     pub fn propagator(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
         let limit = self.max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| free / 2));
         let Some(max_bytes) = limit.checked_sub(BASE_BYTES) else {
             let (limit, base) = (limit >> 20, BASE_BYTES >> 20);
-            return Err(Error::Memory(format!("{limit} MB are less than the {base} MB that any run needs; raise --max-memory")));
+            return Err(Error::Memory(format!(
+                "{limit} MB are less than the {base} MB that any run needs; raise --max-memory"
+            )));
         };
         let options = CpuOptions {
             precision: match self.precision {
@@ -73,7 +80,11 @@ impl Engine {
 /// What a gradient will take, in words.
 pub fn memory_line(propagator: &dyn Propagator) -> String {
     let total = propagator.gradient_bytes() + BASE_BYTES;
-    format!("memory: at most {} MB, {} MB of them for fields and history", total >> 20, propagator.gradient_bytes() >> 20)
+    format!(
+        "memory: at most {} MB, {} MB of them for fields and history",
+        total >> 20,
+        propagator.gradient_bytes() >> 20
+    )
 }
 
 /// "400M", "2GiB", "150000000": bytes. Bare letters mean powers of 1024.
@@ -83,13 +94,19 @@ pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
         Some(number) => format!("{number} {}ib", &lower[number.len()..]),
         None => lower,
     };
-    binary.parse::<bytesize::ByteSize>().map(|b| b.as_u64()).map_err(|_| format!("\"{text}\" is no size; write for example 400M or 2G"))
+    binary
+        .parse::<bytesize::ByteSize>()
+        .map(|b| b.as_u64())
+        .map_err(|_| format!("\"{text}\" is no size; write for example 400M or 2G"))
 }
 
 /// "90", "10m", "1h 30m": a duration; a bare number is seconds.
 pub fn parse_duration(text: &str) -> std::result::Result<std::time::Duration, String> {
     let bare = text.trim().parse::<f64>().ok().and_then(|s| std::time::Duration::try_from_secs_f64(s).ok());
-    bare.map_or_else(|| humantime::parse_duration(text).map_err(|e| format!("{e}; write for example 90s, 10m or 1h")), Ok)
+    bare.map_or_else(
+        || humantime::parse_duration(text).map_err(|e| format!("{e}; write for example 90s, 10m or 1h")),
+        Ok,
+    )
 }
 
 /// Bytes of memory that are free for new work, where the system tells.

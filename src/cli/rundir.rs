@@ -129,7 +129,8 @@ impl RunDir {
             Err(e) => return Err(Error::io(&path, "read", e)),
         };
         let parsed = text.lines().filter_map(|l| serde_json::from_str::<LogLine>(l).ok().map(|p| (l, p)));
-        let (kept, lines): (Vec<&str>, Vec<LogLine>) = parsed.filter(|(_, p)| p.iteration <= iterations && iterations > 0).unzip();
+        let (kept, lines): (Vec<&str>, Vec<LogLine>) =
+            parsed.filter(|(_, p)| p.iteration <= iterations && iterations > 0).unzip();
         write_atomic(&path, |w| kept.iter().try_for_each(|l| writeln!(w, "{l}")))?;
         let file = fs::OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, "write", e))?;
         self.log = Some(file);

@@ -44,6 +44,12 @@ impl Pending {
         let renamed = tmp.as_file().sync_all().and_then(|()| tmp.persist(&path).map_err(|e| e.error));
         renamed.and_then(|_| sync_directory(&directory(&path))).map_err(|e| Error::io(&path, "write", e))
     }
+
+    /// Renames the file into its place and leaves the disk to the system.
+    fn commit_unsynced(self) -> Result<()> {
+        let Self { tmp, path } = self;
+        tmp.persist(&path).map(drop).map_err(|e| Error::io(&path, "write", e.error))
+    }
 }
 
 fn directory(path: &Path) -> PathBuf {
@@ -83,14 +89,24 @@ fn sync_directory(_: &Path) -> io::Result<()> {
 /// `write` included, what was at `path` before stays and the unfinished file is removed. One left by a killed process is
 /// called [`TMP_PREFIX`]`<process id>-<letters>`[`TMP_SUFFIX`] and may be deleted.
 pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let path = path.as_ref();
+    written(path.as_ref(), write)?.commit()
+}
+
+/// [`write_atomic`] without waiting for the disk: the file is whole whatever happens to this process, but after a power
+/// cut it may be damaged. For what is written many times a second and checked when read.
+pub fn write_unsynced(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    written(path.as_ref(), write)?.commit_unsynced()
+}
+
+/// The unfinished file with everything written to it.
+fn written(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Pending> {
     let pending = Pending::create(path)?;
     let mut buffer = BufWriter::with_capacity(1 << 16, pending.file());
     let written = write(&mut buffer).and_then(|()| buffer.flush());
     // The buffer must not try again on drop.
     let _ = buffer.into_parts();
     written.map_err(|e| Error::io(path, "write", e))?;
-    pending.commit()
+    Ok(pending)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ mod npz;
 mod writer;
 
 pub use array::{ArrayFile, Limits};
-pub use atomic::{TMP_PREFIX, TMP_SUFFIX, write_atomic};
+pub use atomic::{TMP_PREFIX, TMP_SUFFIX, write_atomic, write_unsynced};
 pub use dtype::{DType, Element};
 pub use items::{Gathers, Maps, read_gather, read_map};
 pub use writer::{ArrayWriter, DATASET, write_array};

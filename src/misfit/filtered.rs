@@ -112,6 +112,10 @@ impl Misfit for FilteredL2 {
         value
     }
 
+    fn band_limited(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         format!("lowpass:{}", self.corner)
     }

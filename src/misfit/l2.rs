@@ -20,6 +20,10 @@ impl Misfit for L2 {
         pointwise(shot, synthetic, observed, mask, adjoint, |e| (0.5 * e * e, e))
     }
 
+    fn band_limited(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         "l2".into()
     }

@@ -47,6 +47,13 @@ pub trait Misfit: Send + Sync {
         adjoint: ArrayViewMut2<f64>,
     ) -> f64;
 
+    /// Whether the adjoint source has no frequencies that the residual does not have: true of linear functions of it.
+    /// Only then may a propagator sum the gradient over every few steps; the sign-like derivatives of robust misfits
+    /// hold all frequencies, and such sums would alias.
+    fn band_limited(&self) -> bool {
+        false
+    }
+
     /// Name with parameters, for logs.
     fn name(&self) -> String;
 }

@@ -85,6 +85,7 @@ pub fn build(survey: Survey, options: &CpuOptions) -> Result<Box<dyn Propagator>
 struct Pending<T> {
     workspace: Workspace<T>,
     windows: window::Windows,
+    decimation: usize,
     segments: usize,
     value: f64,
     synthetic: Array2<f64>,
@@ -145,18 +146,23 @@ impl<T: Real> Cpu<T> {
     }
 
     /// Least bytes of history and snapshots that a full-grid shot can do with.
-    fn least_history(&self) -> u64 {
+    fn least_history(&self, decimation: usize) -> u64 {
         let full = window::Windows::full(&self.layout);
-        (1..=self.survey.nt).map(|n| self.history_bytes(&full, n)).min().unwrap_or(0)
+        (1..=self.survey.nt).map(|n| self.history_bytes(&full, decimation, n)).min().unwrap_or(0)
     }
 
-    fn history_bytes(&self, windows: &window::Windows, segments: usize) -> u64 {
-        let history = shot::longest_history(windows, self.survey.nt, self.decimation, segments);
+    /// Every how many steps the gradient of a misfit may be summed.
+    fn decimation_of(&self, misfit: &dyn Misfit) -> usize {
+        if misfit.band_limited() { self.decimation } else { 1 }
+    }
+
+    fn history_bytes(&self, windows: &window::Windows, decimation: usize, segments: usize) -> u64 {
+        let history = shot::longest_history(windows, self.survey.nt, decimation, segments);
         (history * size_of::<T>()) as u64 + 2 * (segments as u64 - 1) * self.field_bytes()
     }
 
     fn check_memory(&self) -> Result<()> {
-        let least = self.fixed_bytes() + self.least_history();
+        let least = self.fixed_bytes() + self.least_history(1);
         if least > self.max_bytes {
             return Err(Error::Memory(format!(
                 "one shot's gradient needs at least {} MB, more than the {} MB allowed; raise --max-memory",
@@ -168,17 +174,17 @@ impl<T: Real> Cpu<T> {
     }
 
     /// How many shots may be in flight, at most `wanted`.
-    fn in_flight(&self, wanted: usize) -> usize {
-        let least = self.fixed_bytes() + self.least_history();
+    fn in_flight(&self, wanted: usize, decimation: usize) -> usize {
+        let least = self.fixed_bytes() + self.least_history(decimation);
         wanted.min((self.max_bytes / least.max(1)) as usize).max(1)
     }
 
     /// The fewest segments whose history fits the budget.
-    fn segments(&self, windows: &window::Windows, budget: u64) -> usize {
-        let fits = |&n: &usize| self.history_bytes(windows, n) <= budget;
-        (1..=self.survey.nt)
-            .find(fits)
-            .unwrap_or_else(|| (1..=self.survey.nt).min_by_key(|&n| self.history_bytes(windows, n)).unwrap_or(1))
+    fn segments(&self, windows: &window::Windows, decimation: usize, budget: u64) -> usize {
+        let fits = |&n: &usize| self.history_bytes(windows, decimation, n) <= budget;
+        (1..=self.survey.nt).find(fits).unwrap_or_else(|| {
+            (1..=self.survey.nt).min_by_key(|&n| self.history_bytes(windows, decimation, n)).unwrap_or(1)
+        })
     }
 
     fn take_workspace(&self) -> Workspace<T> {
@@ -205,6 +211,7 @@ impl<T: Real> Cpu<T> {
         windows: &'a window::Windows,
         source: Position,
         injection: &'a [T],
+        decimation: usize,
     ) -> Shot<'a, T> {
         Shot {
             layout: &self.layout,
@@ -214,7 +221,7 @@ impl<T: Real> Cpu<T> {
             source: self.layout.cell(source),
             injection,
             receivers: &setup.receivers,
-            decimation: self.decimation,
+            decimation,
         }
     }
 
@@ -241,27 +248,28 @@ impl<T: Real> Cpu<T> {
         let windows = setup.windows(&self.survey, &self.layout, shot);
         let source = self.survey.sources[shot];
         let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
-        let segments = self.segments(&windows, budget);
+        let decimation = self.decimation_of(misfit);
+        let segments = self.segments(&windows, decimation, budget);
         let mut workspace = self.take_workspace();
-        let run = self.shot_of(setup, &windows, source, &injection);
+        let run = self.shot_of(setup, &windows, source, &injection, decimation);
         vector::run(self.isa, Forward { shot: &run, workspace: &mut workspace, segments: Some(segments) });
         let synthetic = self.samples(&workspace.data);
         let mut residual = Array2::zeros(synthetic.dim());
         let value = misfit.evaluate(shot, synthetic.view(), obs.gather.shot(shot), &obs.mask, residual.view_mut());
-        Pending { workspace, windows, segments, value, synthetic, residual }
+        Pending { workspace, windows, decimation, segments, value, synthetic, residual }
     }
 
     fn adjoint_part(&self, setup: &Setup<T>, model: &Model, shot: usize, p: Pending<T>) -> ShotResult {
-        let Pending { mut workspace, windows, segments, value, synthetic, residual } = p;
+        let Pending { mut workspace, windows, decimation, segments, value, synthetic, residual } = p;
         let source = self.survey.sources[shot];
         let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
-        let run = self.shot_of(setup, &windows, source, &injection);
+        let run = self.shot_of(setup, &windows, source, &injection, decimation);
         let alpha = setup.receiver_alpha.iter().cycle();
         let scaled: Vec<T> = residual.iter().zip(alpha).map(|(r, a)| T::from_f64(r * a)).collect();
         let kernel = Adjoint { shot: &run, workspace: &mut workspace, segments, residual: &scaled };
         let sums = vector::run(self.isa, kernel);
         let mut folded = setup.fold(&self.survey, &self.layout, workspace.sums());
-        folded.mapv_inplace(|g| g * self.decimation as f64);
+        folded.mapv_inplace(|g| g * decimation as f64);
         for (r, rec) in self.survey.receivers.iter().enumerate() {
             folded[[rec.z, rec.x]] += synthetic.column(r).dot(&residual.column(r));
         }
@@ -300,7 +308,7 @@ impl<T: Real> Propagator for Cpu<T> {
             let source = self.survey.sources[shot];
             let injection = self.injection((models[i].vp[[source.z, source.x]] * self.survey.dt).powi(2));
             let mut workspace = self.take_workspace();
-            let run = self.shot_of(&setup, &windows, source, &injection);
+            let run = self.shot_of(&setup, &windows, source, &injection, 1);
             vector::run(self.isa, Forward { shot: &run, workspace: &mut workspace, segments: None });
             let data = self.samples(&workspace.data);
             self.put_workspace(workspace);
@@ -332,7 +340,7 @@ impl<T: Real> Propagator for Cpu<T> {
             let d_alpha = setup::d_alpha_rows(sv, &self.layout, model, dm);
             let d_kappa: Buffer<T> = kappa_rows(sv, &self.layout, dm.vmin);
             let (mut workspace, mut perturbed) = (self.take_workspace(), self.take_workspace());
-            let run = self.shot_of(&setup, &windows, source, &injection);
+            let run = self.shot_of(&setup, &windows, source, &injection, 1);
             let (d_alpha, d_kappa, d_injection) = (&d_alpha, &d_kappa, &d_injection[..]);
             let kernel = Born {
                 shot: &run,
@@ -365,7 +373,7 @@ impl<T: Real> Propagator for Cpu<T> {
         let ns = self.survey.sources.len();
         let jobs = models.len() * ns;
         let setups = self.setups(models)?;
-        let in_flight = self.in_flight(self.pool.threads() + jobs % self.pool.threads());
+        let in_flight = self.in_flight(self.pool.threads() + jobs % self.pool.threads(), self.decimation_of(misfit));
         let budget = self.history_budget(in_flight);
         let results = self.pool.map_split(
             jobs,
@@ -401,7 +409,7 @@ impl<T: Real> Propagator for Cpu<T> {
         let setup = Setup::new(&self.survey, &self.layout, model, false);
         let windows = setup.windows(&self.survey, &self.layout, 0);
         let injection: Vec<T> = wavelet.iter().map(|&w| T::from_f64(w)).collect();
-        let shot = self.shot_of(&setup, &windows, source, &injection);
+        let shot = self.shot_of(&setup, &windows, source, &injection, 1);
         let l = self.layout;
         let mut out = Array3::zeros((self.survey.nt.div_ceil(every), l.rows, l.cols));
         let visit = |level: usize, field: &[T]| {
@@ -419,9 +427,9 @@ impl<T: Real> Propagator for Cpu<T> {
 
     fn gradient_bytes(&self) -> u64 {
         let full = window::Windows::full(&self.layout);
-        let shots = self.in_flight(self.pool.threads().min(self.survey.sources.len()) + 1);
-        let segments = self.segments(&full, self.history_budget(shots));
-        shots as u64 * (self.fixed_bytes() + self.history_bytes(&full, segments))
+        let shots = self.in_flight(self.pool.threads().min(self.survey.sources.len()) + 1, self.decimation);
+        let segments = self.segments(&full, self.decimation, self.history_budget(shots));
+        shots as u64 * (self.fixed_bytes() + self.history_bytes(&full, self.decimation, segments))
     }
 }
 

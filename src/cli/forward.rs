@@ -1,0 +1,78 @@
+//! `fwi forward`: gathers of a stack of velocity maps, modelled in batches while the next ones are read.
+
+use super::options::{Engine, PrecisionArg};
+use fwi::io::{ArrayWriter, DType, Limits, Maps};
+use fwi::{Model, Result, Survey};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Model gathers.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Maps in m/s: (70, 70), (n, 70, 70) or (n, 1, 70, 70)
+    maps: PathBuf,
+    /// Gathers (n, 5, 1000, 70); (5, 1000, 70) for a single map
+    #[arg(short, long, value_name = "GATHER")]
+    output: PathBuf,
+    /// Sponge velocity, m/s [default: the smallest velocity of each map]
+    #[arg(long, value_name = "V")]
+    vmin: Option<f64>,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+/// Maps modelled at a time, per thread.
+const BATCH: usize = 4;
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let survey = Survey::openfwi();
+    let mut maps = Maps::open(&args.maps, survey.map_shape(), &Limits::default())?;
+    let propagator = args.engine.propagator(survey.clone())?;
+    let (ns, nt, nr) = survey.gather_shape();
+    let n = maps.len();
+    let dtype = if args.engine.precision == PrecisionArg::F64 { DType::F64 } else { DType::F32 };
+    let mut writer = match n {
+        1 => ArrayWriter::create(&args.output, &[nt, nr], dtype, Some(ns))?,
+        _ => ArrayWriter::create(&args.output, &[ns, nt, nr], dtype, Some(n))?,
+    };
+    eprintln!("engine: {}", propagator.describe());
+    let bar = ProgressBar::new(n as u64).with_style(
+        ProgressStyle::with_template("{bar:24} {pos}/{len} gathers, {per_sec}, {eta} left").expect("a valid template"),
+    );
+    let since = Instant::now();
+    let threads = if args.engine.threads > 0 {
+        args.engine.threads
+    } else {
+        std::thread::available_parallelism().map_or(1, |n| n.get())
+    };
+    let mut done = 0;
+    while done < n {
+        let count = (BATCH * threads).min(n - done);
+        let mut batch = Vec::with_capacity(count);
+        for i in done..done + count {
+            let mut model = Model::from_map(maps.get(i)?);
+            model.vmin = args.vmin.unwrap_or(model.vmin);
+            batch.push(model);
+        }
+        for gather in propagator.forward(&batch)? {
+            let data = gather.data.view();
+            if n == 1 {
+                data.outer_iter().try_for_each(|shot| writer.append(shot))?;
+            } else {
+                writer.append(data)?;
+            }
+        }
+        done += count;
+        bar.set_position(done as u64);
+        if bar.is_hidden() && (done == n || done % (100 * threads) < count) {
+            eprintln!("{done} of {n} gathers, {:.1} per second", done as f64 / since.elapsed().as_secs_f64());
+        }
+    }
+    writer.finish()?;
+    bar.finish_and_clear();
+    eprintln!("wrote {}", args.output.display());
+    Ok(ExitCode::SUCCESS)
+}

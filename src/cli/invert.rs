@@ -1,0 +1,263 @@
+//! `fwi invert`: one gather to a velocity map with figures, result and log.
+
+use super::monitor::{Budget, Convergence, Monitor};
+use super::options::{Engine, memory_line, parse_duration, peak_memory};
+use super::rundir::RunDir;
+use fwi::invert::{Inversion, Outcome, Settings, Stage, Start, StopReason};
+use fwi::io::{Gathers, Limits, read_map, write_array, write_atomic};
+use fwi::{Error, Observed, Propagator, Result, Survey, family, plot};
+use ndarray::Array2;
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Invert one gather.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Gather (5, 1000, 70), or a stack of them with --index
+    gather: PathBuf,
+    /// Directory for velocity.npy, result.json, log.jsonl and the figures
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Which gather of a stack, from 0
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    index: usize,
+    /// Starting model: "gradient" (exact source velocities, growing with depth) or a map (70, 70) in m/s
+    #[arg(long, default_value = "gradient", value_name = "gradient|MAP")]
+    start: String,
+    /// True map, to report the error against
+    #[arg(long, value_name = "MAP")]
+    truth: Option<PathBuf>,
+    /// Most evaluations (one forward and one adjoint each)
+    #[arg(long, value_name = "N")]
+    max_evals: Option<u64>,
+    /// Most time, such as 90s, 10m or 1h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    time_limit: Option<Duration>,
+    /// Stop when the data rms falls to this
+    #[arg(long, value_name = "RMS")]
+    target_rms: Option<f64>,
+    /// Continue the run that was interrupted or ran into a limit in DIR
+    #[arg(long)]
+    resume: bool,
+    /// Overwrite what an earlier run left in DIR
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    method: Method,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+/// How to optimise.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Method")]
+struct Method {
+    /// Stages in order, each MISFIT or MISFIT@EVALUATIONS: lowpass:HZ, l2, l1, huber:D, student:S [default: frequency
+    /// continuation, then l2]
+    #[arg(long, value_name = "STAGES")]
+    stages: Option<String>,
+    /// Smallest and largest velocity, m/s
+    #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "1500,4500")]
+    bounds: Vec<f64>,
+    /// Pairs that L-BFGS remembers
+    #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
+    memory: usize,
+}
+
+/// Everything resolved before any work.
+struct Plan {
+    survey: Survey,
+    observed: Observed,
+    truth: Option<Array2<f64>>,
+    start: Start,
+    settings: Settings,
+}
+
+impl Args {
+    fn plan(&self) -> Result<Plan> {
+        let survey = Survey::openfwi();
+        let limits = Limits::default();
+        let mut gathers = Gathers::open(&self.gather, survey.gather_shape(), &limits)?;
+        let observed = Observed::new(fwi::Gather::new(gathers.get(self.index)?));
+        let truth = self.truth.as_ref().map(|p| read_map(p, survey.map_shape(), &limits)).transpose()?;
+        let start = match self.start.as_str() {
+            "gradient" => Start::Gradient,
+            map => Start::Map(read_map(map, survey.map_shape(), &limits)?),
+        };
+        let [low, high] = self.method.bounds[..] else {
+            return Err(Error::Usage("--bounds takes two velocities, as in 1500,4500".into()));
+        };
+        let mut settings = Settings {
+            bounds: (low, high),
+            memory: self.method.memory,
+            max_evals: self.max_evals,
+            time_limit: self.time_limit,
+            target_rms: self.target_rms,
+            ..Settings::default()
+        };
+        if let Some(text) = &self.method.stages {
+            settings.stages = Stage::parse_schedule(text)?;
+        }
+        Ok(Plan { survey, observed, truth, start, settings })
+    }
+
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+}
+
+/// Flags that SIGINT and SIGTERM set; a second signal ends the process at once.
+struct Signals {
+    stop: Arc<AtomicBool>,
+    number: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    fn install() -> Result<Self> {
+        let signals = Self { stop: Arc::default(), number: Arc::default() };
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, signals.stop.clone())
+                .and_then(|_| signal_hook::flag::register_usize(signal, signals.number.clone(), signal as usize))
+                .and_then(|_| signal_hook::flag::register(signal, signals.stop.clone()))
+                .map_err(|e| Error::Usage(format!("cannot watch for signals: {e}")))?;
+        }
+        Ok(signals)
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let plan = args.plan()?;
+    let mut dir = RunDir::open(&args.output)?;
+    if args.resume && dir.is_finished() {
+        args.say(&format!("{}: this inversion had come to its end; nothing to resume", args.output.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if dir.is_used() && !args.resume && !args.force {
+        let message = format!(
+            "{} holds an inversion; continue it with --resume, replace it with --force or choose another -o",
+            args.output.display()
+        );
+        return Err(Error::Usage(message));
+    }
+    dir.sweep();
+    let state = if args.resume { dir.checkpoint()? } else { None };
+    if !args.resume {
+        dir.finish()?;
+    }
+    let propagator = args.engine.propagator(plan.survey.clone())?;
+    report(&args, &plan, &*propagator);
+    if let Some(state) = &state {
+        args.say(&format!("resuming after iteration {}", state.iterations()));
+    } else if args.resume {
+        args.say("no checkpoint yet; starting from the beginning");
+    }
+    let signals = Signals::install()?;
+    let mut inversion = Inversion::new(&*propagator, &plan.observed, plan.settings.clone())?.cancel(&signals.stop);
+    if let Some(truth) = &plan.truth {
+        inversion = inversion.truth(truth)?;
+    }
+    let before = dir.open_log(state.as_ref().map_or(0, |s| s.iterations()))?;
+    let budget = Budget { evaluations: args.max_evals, time: args.time_limit };
+    let mut monitor = Monitor::new(&mut dir, budget, before, args.quiet);
+    let outcome = match state {
+        Some(state) => inversion.resume(state, &mut monitor),
+        None => inversion.run(&plan.start, &mut monitor),
+    };
+    monitor.finish();
+    let convergence = std::mem::take(&mut monitor.convergence);
+    let outcome = outcome?;
+    let start = plan.start.model(&plan.survey, &plan.observed, plan.settings.bounds)?;
+    write_outputs(&args, &plan, &*propagator, &outcome, &dir, &start.vp, &convergence)?;
+    conclude(&args, &outcome, &dir, &signals)
+}
+
+fn report(args: &Args, plan: &Plan, propagator: &dyn Propagator) {
+    args.say(&format!(
+        "gather: {}, family {}",
+        args.gather.display(),
+        family::from_gather(&plan.survey, &plan.observed)
+    ));
+    let o = &plan.observed;
+    if o.mask.nt < plan.survey.nt {
+        args.say("the last sample is zero everywhere and does not count");
+    }
+    for (what, list) in [("not finite", &o.bad), ("dead", &o.dead)] {
+        if !list.is_empty() {
+            let named: Vec<String> = list.iter().take(5).map(|(s, r)| format!("shot {s} receiver {r}")).collect();
+            let more = if list.len() > 5 { ", ..." } else { "" };
+            args.say(&format!("{} traces are {what} and do not count: {}{more}", list.len(), named.join(", ")));
+        }
+    }
+    args.say(&format!("engine: {}", propagator.describe()));
+    args.say(&memory_line(propagator));
+}
+
+fn write_outputs(
+    args: &Args,
+    plan: &Plan,
+    propagator: &dyn Propagator,
+    outcome: &Outcome,
+    dir: &RunDir,
+    start: &Array2<f64>,
+    (history, stages): &Convergence,
+) -> Result<()> {
+    let map = &outcome.model.vp;
+    write_array(dir.file("velocity.npy"), map.mapv(|v| v as f32).view())?;
+    let synthetic = propagator.forward(std::slice::from_ref(&outcome.model))?.remove(0);
+    let png = |name: &str, bytes: Vec<u8>| write_atomic(dir.file(name), |w| w.write_all(&bytes));
+    let truth = plan.truth.as_ref().map(|t| t.view());
+    png("velocity.png", plot::map_figure(map.view(), plan.survey.dx, Some(start.view()), truth)?)?;
+    png("gather.png", plot::gather_figure(&plan.observed, Some(&synthetic), &plan.survey, None)?)?;
+    png("convergence.png", plot::convergence_figure(history, stages)?)?;
+    let result = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "gather": args.gather,
+        "index": args.index,
+        "start": args.start,
+        "family": family::from_gather(&plan.survey, &plan.observed),
+        "data_rms": outcome.data_rms,
+        "data_rms_per_shot": plan.observed.rms_per_shot(&synthetic),
+        "mae": outcome.mae,
+        "vmin": outcome.model.vmin,
+        "evaluations": outcome.evaluations,
+        "iterations": outcome.iterations,
+        "seconds": outcome.seconds,
+        "peak_memory_bytes": peak_memory(),
+        "stop_reason": outcome.stop.to_string(),
+        "stages": outcome.stages,
+        "masked_traces": outcome.masked,
+        "samples_used": plan.observed.mask.nt,
+        "engine": propagator.describe(),
+        "settings": plan.settings,
+    });
+    dir.write_result(&result)
+}
+
+/// Says how it ended; the exit code tells of an interruption.
+fn conclude(args: &Args, outcome: &Outcome, dir: &RunDir, signals: &Signals) -> Result<ExitCode> {
+    let mae = outcome.mae.map_or(String::new(), |m| format!(", MAE {m:.2} m/s"));
+    args.say(&format!(
+        "data rms {:.3e}{mae} after {} evaluations in {:.0} s: {}",
+        outcome.data_rms, outcome.evaluations, outcome.seconds, outcome.stop
+    ));
+    args.say(&format!("wrote {}", dir.file("velocity.npy").display()));
+    match outcome.stop {
+        StopReason::Cancelled => {
+            let signal = signals.number.load(Ordering::SeqCst) as i32;
+            Err(Error::Interrupted { signal, saved: args.output.clone() })
+        }
+        StopReason::MaxEvals { .. } | StopReason::TimeLimit { .. } => Ok(ExitCode::SUCCESS),
+        _ => dir.finish().map(|()| ExitCode::SUCCESS),
+    }
+}
