@@ -39,7 +39,7 @@ struct Pair {
 }
 
 /// Trial points of one line search at most.
-const MAX_TRIALS: u64 = 20;
+const MAX_TRIALS: u64 = 12;
 /// Relative width at which the line search gives up narrowing its bracket.
 const WIDTH: f64 = 1e-4;
 /// A pair must have `s . y` above this times `|s| |y|`, or the curvature it tells is noise.
