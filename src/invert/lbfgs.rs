@@ -1,13 +1,13 @@
-//! Projected L-BFGS: argmin's solver interface and line search, bounds on every variable.
+//! L-BFGS behind argmin's solver interface, with argmin's More-Thuente line search.
 //!
-//! A variable that sits on its bound and is pushed outwards is held; on the others the two-loop recursion (Nocedal and
-//! Wright, 2006, algorithm 7.4) runs with inner products over those variables alone, which makes the direction a
-//! descent direction for the bounded problem (Bertsekas, 1982). argmin's More-Thuente search then runs along the bent
-//! line `P(x + t d)`, `P` being the projection onto the bounds, whose derivative is that of the variables inside.
+//! The two-loop recursion (Nocedal and Wright, 2006, algorithm 7.4) begins with a given diagonal times the scalar of the
+//! last pair; pairs without positive curvature are not kept. A trial that is no number is approached more closely; when
+//! no trial lowers the cost the memory is cleared once and steepest descent (in the diagonal's metric) tried.
 //!
-//! argmin's own L-BFGS knows no bounds, keeps pairs of negative curvature after a line search that gave up, and loses
-//! the problem when one fails. Its Hager-Zhang search evaluates both ends of its bracket and the trial step before the
-//! first test, so no iteration takes fewer than two evaluations; More-Thuente takes one when the first step is good.
+//! argmin's own L-BFGS has no such diagonal, which is worth a factor of six in the misfit after 60 evaluations; it
+//! keeps pairs of negative curvature after a line search that gave up, and loses the problem when one fails. Its
+//! Hager-Zhang search evaluates both ends of its bracket and the trial step before the first test, so it took two
+//! evaluations an iteration and left six times the misfit at the same number; More-Thuente takes about 1.07.
 
 use argmin::core::{
     CostFunction, Error, Executor, Gradient, IterState, KV, LineSearch, Problem, Solver, State, TerminationReason,
@@ -20,13 +20,13 @@ use std::collections::VecDeque;
 /// argmin's state for this solver: variables, gradient, cost.
 pub type Iterate = IterState<Vec<f64>, Vec<f64>, (), (), (), f64>;
 
-/// The solver: bounds, memory and the pairs it has gathered. All that a resumed run needs, next to the iterate.
+/// The solver: its metric and the pairs it has gathered. All that a resumed run needs, next to the iterate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ProjectedLbfgs {
-    lower: Vec<f64>,
-    upper: Vec<f64>,
+pub struct Lbfgs {
     memory: usize,
     first_step: f64,
+    /// Diagonal of the first guess at the inverse Hessian, up to a factor.
+    metric: Vec<f64>,
     pairs: VecDeque<Pair>,
     restarts: u64,
 }
@@ -39,21 +39,21 @@ struct Pair {
 }
 
 /// Trial points of one line search at most.
-const MAX_TRIALS: u64 = 20;
+const MAX_TRIALS: u64 = 12;
 /// Relative width at which the line search gives up narrowing its bracket.
 const WIDTH: f64 = 1e-4;
 /// A pair must have `s . y` above this times `|s| |y|`, or the curvature it tells is noise.
 const CURVATURE: f64 = 1e-10;
 
-impl ProjectedLbfgs {
-    /// A solver between `lower` and `upper` (inclusive; equal where a variable is fixed) that remembers `memory` pairs.
-    /// The first trial, and that after a restart, moves no variable further than `first_step`.
+impl Lbfgs {
+    /// A solver that remembers `memory` pairs. The first trial, and that after a restart, moves no variable further
+    /// than `first_step`. `metric`, one positive number a variable, is large where a variable must move far to be felt.
     ///
     /// # Panics
-    /// When the bounds differ in length or cross.
-    pub fn new(lower: Vec<f64>, upper: Vec<f64>, memory: usize, first_step: f64) -> Self {
-        assert!(lower.len() == upper.len() && lower.iter().zip(&upper).all(|(l, u)| l <= u), "bounds cross");
-        Self { lower, upper, memory, first_step, pairs: VecDeque::new(), restarts: 0 }
+    /// When the metric holds a number that is not positive and finite.
+    pub fn new(metric: Vec<f64>, memory: usize, first_step: f64) -> Self {
+        assert!(metric.iter().all(|m| m.is_finite() && *m > 0.0), "a metric is positive");
+        Self { memory, first_step, metric, pairs: VecDeque::new(), restarts: 0 }
     }
 
     /// How often the memory was cleared because no step along the direction lowered the cost.
@@ -61,64 +61,37 @@ impl ProjectedLbfgs {
         self.restarts
     }
 
-    /// The nearest point within the bounds.
-    pub fn project(&self, x: &[f64]) -> Vec<f64> {
-        x.iter().zip(&self.lower).zip(&self.upper).map(|((x, l), u)| x.clamp(*l, *u)).collect()
-    }
-
-    /// Whether a solver read from a file fits `dim` variables and these settings.
+    /// Whether a solver read from a file has these settings and vectors of their length.
     pub(super) fn fits(&self, like: &Self) -> bool {
-        let n = like.lower.len();
-        (&self.lower, &self.upper, self.memory) == (&like.lower, &like.upper, like.memory)
-            && self.first_step == like.first_step
+        let n = like.metric.len();
+        (&self.metric, self.memory, self.first_step) == (&like.metric, like.memory, like.first_step)
             && self.pairs.len() <= self.memory
             && self.pairs.iter().all(|p| p.s.len() == n && p.y.len() == n)
     }
 
-    /// Variables that may move: not on a bound with the descent pointing out of it.
-    fn free(&self, x: &[f64], g: &[f64]) -> Vec<bool> {
-        let bounds = self.lower.iter().zip(&self.upper);
-        x.iter()
-            .zip(g)
-            .zip(bounds)
-            .map(|((x, g), (l, u))| l < u && !(x <= l && *g > 0.0) && !(x >= u && *g < 0.0))
-            .collect()
-    }
-
-    /// Minus the quasi-Newton inverse times the gradient, over the free variables; zero elsewhere.
-    fn direction(&self, g: &[f64], free: &[bool]) -> Vec<f64> {
-        let dot = |a: &[f64], b: &[f64]| -> f64 {
-            a.iter().zip(b).zip(free).map(|((a, b), &f)| if f { a * b } else { 0.0 }).sum()
-        };
-        let curved: Vec<(&Pair, f64, f64)> = self
-            .pairs
-            .iter()
-            .map(|p| (p, dot(&p.s, &p.y), dot(&p.y, &p.y)))
-            .filter(|(p, sy, yy)| *sy > CURVATURE * (dot(&p.s, &p.s) * yy).sqrt())
-            .collect();
-        let mut d: Vec<f64> = g.iter().zip(free).map(|(g, &f)| if f { -g } else { 0.0 }).collect();
-        let mut weights = Vec::with_capacity(curved.len());
-        for (p, sy, _) in curved.iter().rev() {
-            let a = dot(&p.s, &d) / sy;
-            add(&mut d, -a, &p.y, free);
+    /// Minus the quasi-Newton inverse Hessian times the gradient.
+    fn direction(&self, g: &[f64]) -> Vec<f64> {
+        let mut d: Vec<f64> = g.iter().map(|g| -g).collect();
+        let mut weights = Vec::with_capacity(self.pairs.len());
+        for p in self.pairs.iter().rev() {
+            let a = dot(&p.s, &d) / dot(&p.s, &p.y);
+            add(&mut d, -a, &p.y);
             weights.push(a);
         }
-        match curved.last() {
-            Some((_, sy, yy)) => d.iter_mut().for_each(|d| *d *= sy / yy),
-            None => {
-                let longest = d.iter().fold(0.0f64, |m, d| m.max(d.abs()));
-                d.iter_mut().for_each(|d| *d *= self.first_step / longest);
-            }
-        }
-        for ((p, sy, _), a) in curved.iter().zip(weights.iter().rev()) {
-            let b = dot(&p.y, &d) / sy;
-            add(&mut d, a - b, &p.s, free);
+        d.iter_mut().zip(&self.metric).for_each(|(d, m)| *d *= m);
+        let factor = match self.pairs.back() {
+            Some(p) => dot(&p.s, &p.y) / p.y.iter().zip(&self.metric).map(|(y, m)| y * m * y).sum::<f64>(),
+            None => self.first_step / d.iter().fold(0.0f64, |m, d| m.max(d.abs())),
+        };
+        d.iter_mut().for_each(|d| *d *= factor);
+        for (p, a) in self.pairs.iter().zip(weights.iter().rev()) {
+            let b = dot(&p.y, &d) / dot(&p.s, &p.y);
+            add(&mut d, a - b, &p.s);
         }
         d
     }
 
     fn remember(&mut self, s: Vec<f64>, y: Vec<f64>) {
-        let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
         if dot(&s, &y) > CURVATURE * (dot(&s, &s) * dot(&y, &y)).sqrt() {
             self.pairs.push_back(Pair { s, y });
             while self.pairs.len() > self.memory {
@@ -128,45 +101,42 @@ impl ProjectedLbfgs {
     }
 }
 
-fn add(d: &mut [f64], factor: f64, v: &[f64], free: &[bool]) {
-    for ((d, v), &f) in d.iter_mut().zip(v).zip(free) {
-        if f {
-            *d += factor * v;
-        }
-    }
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-impl<O> Solver<O, Iterate> for ProjectedLbfgs
+fn add(d: &mut [f64], factor: f64, v: &[f64]) {
+    d.iter_mut().zip(v).for_each(|(d, v)| *d += factor * v);
+}
+
+impl<O> Solver<O, Iterate> for Lbfgs
 where
     O: CostFunction<Param = Vec<f64>, Output = f64> + Gradient<Param = Vec<f64>, Gradient = Vec<f64>>,
 {
     fn name(&self) -> &str {
-        "projected L-BFGS"
+        "L-BFGS"
     }
 
     fn init(&mut self, problem: &mut Problem<O>, mut state: Iterate) -> Result<(Iterate, Option<KV>), Error> {
-        let x = state.take_param().ok_or_else(|| Error::msg("projected L-BFGS needs an initial point"))?;
-        let x = self.project(&x);
+        let x = state.take_param().ok_or_else(|| Error::msg("L-BFGS needs an initial point"))?;
         let cost = problem.cost(&x)?;
         let gradient = problem.gradient(&x)?;
         Ok((state.param(x).cost(cost).gradient(gradient), None))
     }
 
     fn next_iter(&mut self, problem: &mut Problem<O>, mut state: Iterate) -> Result<(Iterate, Option<KV>), Error> {
-        let unset = || Error::msg("projected L-BFGS was not initialised");
+        let unset = || Error::msg("L-BFGS was not initialised");
         let (x, g) = (state.take_param().ok_or_else(unset)?, state.take_gradient().ok_or_else(unset)?);
         let cost = state.get_cost();
-        let free = self.free(&x, &g);
-        if !g.iter().zip(&free).any(|(g, &f)| f && *g != 0.0) {
+        if g.iter().all(|g| *g == 0.0) {
             let done = TerminationReason::SolverConverged;
             return Ok((state.param(x).gradient(g).terminate_with(done), None));
         }
         let found = loop {
-            let d = self.direction(&g, &free);
-            let slope: f64 = d.iter().zip(&g).map(|(d, g)| d * g).sum();
-            if slope < 0.0 && d.iter().all(|d| d.is_finite()) {
-                let bent = BentLine::new(problem, self, cost);
-                if let Some(found) = bent.search(&x, &g, cost, d)? {
+            let d = self.direction(&g);
+            if dot(&d, &g) < 0.0 && d.iter().all(|d| d.is_finite()) {
+                let line = Line::new(problem, cost);
+                if let Some(found) = line.search(&x, &g, cost, d)? {
                     break Some(found);
                 }
             }
@@ -188,10 +158,9 @@ where
     }
 }
 
-/// The problem along `P(x + t d)`; remembers the lowest trial and why a trial could not be used.
-struct BentLine<'a, O> {
+/// The problem along a line; remembers the lowest trial and why a trial could not be used.
+struct Line<'a, O> {
     problem: &'a O,
-    solver: &'a ProjectedLbfgs,
     trials: RefCell<Trials>,
 }
 
@@ -202,14 +171,14 @@ struct Trials {
     refused: Option<Error>,
 }
 
-impl<'a, O> BentLine<'a, O>
+impl<'a, O> Line<'a, O>
 where
     O: CostFunction<Param = Vec<f64>, Output = f64> + Gradient<Param = Vec<f64>, Gradient = Vec<f64>>,
 {
-    fn new(problem: &'a Problem<O>, solver: &'a ProjectedLbfgs, cost: f64) -> Self {
+    fn new(problem: &'a Problem<O>, cost: f64) -> Self {
         let trials = Trials { lowest: cost, at: None, not_finite: false, refused: None };
         let problem = problem.problem.as_ref().expect("the executor holds the problem between iterations");
-        Self { problem, solver, trials: RefCell::new(trials) }
+        Self { problem, trials: RefCell::new(trials) }
     }
 
     /// The point that More-Thuente accepts; failing that the lowest trial below `cost`; failing that none.
@@ -228,7 +197,7 @@ where
                 && let Some(end) = result.state.take_param()
                 && result.state.get_cost() < cost
             {
-                return Ok(Some((result.state.get_cost(), self.solver.project(&end))));
+                return Ok(Some((result.state.get_cost(), end)));
             }
             if let Some(at) = trials.at.take() {
                 return Ok(Some((trials.lowest, at)));
@@ -243,7 +212,7 @@ where
     }
 }
 
-impl<O> CostFunction for &BentLine<'_, O>
+impl<O> CostFunction for &Line<'_, O>
 where
     O: CostFunction<Param = Vec<f64>, Output = f64>,
 {
@@ -251,12 +220,11 @@ where
     type Output = f64;
 
     fn cost(&self, x: &Vec<f64>) -> Result<f64, Error> {
-        let at = self.solver.project(x);
         let mut trials = self.trials.borrow_mut();
-        match self.problem.cost(&at) {
+        match self.problem.cost(x) {
             Ok(cost) if cost.is_finite() => {
                 if cost < trials.lowest {
-                    (trials.lowest, trials.at) = (cost, Some(at));
+                    (trials.lowest, trials.at) = (cost, Some(x.clone()));
                 }
                 Ok(cost)
             }
@@ -273,7 +241,7 @@ where
     }
 }
 
-impl<O> Gradient for &BentLine<'_, O>
+impl<O> Gradient for &Line<'_, O>
 where
     O: Gradient<Param = Vec<f64>, Gradient = Vec<f64>>,
 {
@@ -281,10 +249,8 @@ where
     type Gradient = Vec<f64>;
 
     fn gradient(&self, x: &Vec<f64>) -> Result<Vec<f64>, Error> {
-        let at = self.solver.project(x);
-        match self.problem.gradient(&at) {
-            // a variable that the projection holds does not move with the step
-            Ok(g) => Ok(g.iter().zip(x).zip(&at).map(|((g, x), at)| if x == at { *g } else { 0.0 }).collect()),
+        match self.problem.gradient(x) {
+            Ok(g) => Ok(g),
             Err(error) => {
                 let message = error.to_string();
                 self.trials.borrow_mut().refused = Some(error);
@@ -330,9 +296,9 @@ mod tests {
         }
     }
 
-    fn solve(upper: f64, edge: f64) -> (Vec<f64>, f64, u64) {
+    fn solve(edge: f64, metric: fn(usize) -> f64) -> (Vec<f64>, f64, u64) {
         let n = 8;
-        let solver = ProjectedLbfgs::new(vec![-2.0; n], vec![upper; n], 10, 0.1);
+        let solver = Lbfgs::new((0..n).map(metric).collect(), 10, 0.1);
         let problem = Valley { edge, calls: Cell::new(0) };
         let result = Executor::new(problem, solver)
             .configure(|s| s.param(vec![-1.2; n]).max_iters(120))
@@ -345,27 +311,35 @@ mod tests {
 
     #[test]
     fn finds_the_minimum_in_an_argmin_executor() {
-        let (x, cost, calls) = solve(2.0, f64::INFINITY);
-        assert!(cost < 1e-16 && x.iter().all(|x| (x - 1.0).abs() < 1e-7), "{x:?} {cost}");
-        assert!(calls < 200, "{calls} evaluations");
-    }
-
-    #[test]
-    fn holds_variables_at_an_active_bound_exactly() {
-        let (x, cost, _) = solve(0.8, f64::INFINITY);
-        assert_eq!(x[0], 0.8);
-        assert!(x.iter().all(|x| *x <= 0.8));
-        // no variable inside the bounds still slopes, none on a bound wants back in
-        let problem = Valley { edge: f64::INFINITY, calls: Cell::new(0) };
-        let g = problem.gradient(&x).unwrap();
-        for (x, g) in x.iter().zip(&g) {
-            assert!(if *x == 0.8 { *g < 0.0 } else { g.abs() < 1e-5 }, "{x} {g} at {cost}");
+        for metric in [|_| 1.0, |i| 1.0 + i as f64] {
+            let (x, cost, calls) = solve(f64::INFINITY, metric);
+            assert!(cost < 1e-16 && x.iter().all(|x| (x - 1.0).abs() < 1e-7), "{x:?} {cost}");
+            assert!(calls < 200, "{calls} evaluations");
         }
     }
 
     #[test]
     fn comes_back_from_where_the_cost_is_no_number() {
-        let (x, cost, _) = solve(2.0, 1.25);
+        let (x, cost, _) = solve(1.25, |_| 1.0);
         assert!(cost < 1e-12, "{x:?} {cost}");
+    }
+
+    #[test]
+    fn the_first_trial_moves_no_variable_further_than_told() {
+        let solver = Lbfgs::new(vec![1.0, 4.0, 2.0], 5, 30.0);
+        assert_eq!(solver.direction(&[2.0, -1.0, 0.0]), [-15.0, 30.0, 0.0]);
+    }
+
+    #[test]
+    fn the_newest_pair_is_reproduced() {
+        let mut solver = Lbfgs::new(vec![1.0, 3.0, 0.5], 2, 1.0);
+        for (s, y) in [([1.0, 0.0, 2.0], [3.0, 1.0, 1.0]), ([0.0, 1.0, -1.0], [-1.0, 2.0, 0.5]), ([1.0; 3], [-1.0; 3])]
+        {
+            solver.remember(s.to_vec(), y.to_vec());
+        }
+        assert_eq!(solver.pairs.len(), 2, "the pair of negative curvature is left out");
+        // the secant equation: the inverse Hessian maps the newest y to its s
+        let d = solver.direction(&[-1.0, 2.0, 0.5]);
+        assert!(d.iter().zip([0.0, -1.0, 1.0]).all(|(d, s)| (d - s).abs() < 1e-12), "{d:?}");
     }
 }

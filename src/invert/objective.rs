@@ -144,7 +144,7 @@ impl Objective<'_> {
         let nowhere = |x: &[f64]| (f64::INFINITY, vec![0.0; x.len()], f64::INFINITY);
         let (misfit, gradient, data_rms) = match outcome.map(|mut e| e.pop()) {
             Ok(Some(e)) => {
-                let gradient = self.encoding.pullback(&model, &e.gradient);
+                let gradient = self.encoding.pullback(x, &model, &e.gradient);
                 let data_rms = self.observed.rms(&e.synthetic);
                 let finite = e.value.is_finite() && data_rms.is_finite() && gradient.iter().all(|g| g.is_finite());
                 if finite { (e.value, gradient, data_rms) } else { nowhere(x) }

@@ -4,7 +4,7 @@
 //! the solver is stepped by hand here: after every iteration the state is whole, borrowed by the caller, and saved.
 
 use super::encoding::Encoding;
-use super::lbfgs::{Iterate, ProjectedLbfgs};
+use super::lbfgs::{Iterate, Lbfgs};
 use super::objective::{Clock, EvaluationLimits, Halt, Live, Objective, mean_absolute_error};
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::stage::{Stage, default_schedule};
@@ -30,6 +30,10 @@ pub struct Settings {
     pub memory: usize,
     /// Largest change of a cell in a stage's first trial, m/s.
     pub first_step: f64,
+    /// Power of the distance from the nearest row of sources or receivers that the optimiser's first guess at the
+    /// inverse Hessian grows with; 0 for a plain L-BFGS. With velocities as variables, from the blurred truth of the CurveFault_B pair, the misfit left
+    /// after 60 evaluations was 3.5e-3 of its first value with 0, 4.8e-4 with 1 and 3.0e-3 with 2.
+    pub depth_exponent: f64,
     /// Holds the cells whose velocity the first sample gives exactly at that velocity (in stages without smoothing).
     pub pin_sources: bool,
     /// Evaluations in all, at most.
@@ -48,6 +52,7 @@ impl Default for Settings {
             stages: default_schedule(),
             memory: 50,
             first_step: 30.0,
+            depth_exponent: 1.0,
             pin_sources: true,
             max_evals: None,
             time_limit: None,
@@ -64,7 +69,7 @@ pub struct Inversion<'a> {
     truth: Option<&'a Array2<f64>>,
     cancel: Option<&'a AtomicBool>,
     /// Cells (row by row) that are held, and their velocities.
-    pinned: Vec<(usize, f64)>,
+    held: Vec<(usize, f64)>,
 }
 
 impl<'a> Inversion<'a> {
@@ -95,10 +100,13 @@ impl<'a> Inversion<'a> {
         if !(s.first_step.is_finite() && s.first_step > 0.0) {
             return fail(format!("the first step must be above 0 m/s, not {}", s.first_step));
         }
+        if s.depth_exponent.is_nan() || s.depth_exponent.abs() > 10.0 {
+            return fail(format!("the depth exponent must lie between -10 and 10, not {}", s.depth_exponent));
+        }
         s.stages.iter().try_for_each(|stage| stage.validate(survey.dt))?;
         let known = if s.pin_sources { source_velocities(survey, observed, s.bounds) } else { vec![] };
-        let pinned = known.iter().map(|(p, v)| (p.z * survey.nx + p.x, *v)).collect();
-        Ok(Self { propagator, observed, settings, truth: None, cancel: None, pinned })
+        let held = known.iter().map(|(p, v)| (p.z * survey.nx + p.x, *v)).collect();
+        Ok(Self { propagator, observed, settings, truth: None, cancel: None, held })
     }
 
     /// Gives the true map (nz, nx), so that progress and outcome tell the mean absolute error. Errors on another shape.
@@ -143,9 +151,7 @@ impl<'a> Inversion<'a> {
             return Err(Error::Usage(other.into()));
         }
         let shape = self.propagator.survey().map_shape();
-        let stages = &self.settings.stages;
-        let sound =
-            stages.get(state.stage).is_some_and(|stage| state.is_sound(shape, stages.len(), &self.solver(stage)));
+        let sound = state.is_sound(shape, self.settings.stages.len(), &self.solver());
         if !sound { Err(Error::Usage(other.into())) } else { self.drive(state, observer) }
     }
 
@@ -208,7 +214,7 @@ impl<'a> Inversion<'a> {
             observed: self.observed,
             truth: self.truth,
             misfit: stage.misfit.build(survey.dt)?,
-            encoding: Encoding::new(stage, survey.map_shape(), s.bounds),
+            encoding: Encoding::new(stage, survey.map_shape(), s.bounds, &self.held),
             stage: state.stage,
             stage_name: &stage.name,
             by_rms: state.stage + 1 == s.stages.len(),
@@ -277,8 +283,8 @@ impl<'a> Inversion<'a> {
 
     /// Evaluates the stage's first model.
     fn enter(&self, state: &State, stage: &Stage, objective: &Objective) -> Result<std::result::Result<At, Halt>> {
-        let solver = self.solver(stage);
-        let x = solver.project(&objective.encoding.encode(&state.entry.model));
+        let solver = self.solver();
+        let x = objective.encoding.encode(&state.entry.model);
         let Some(point) = objective.point(&x) else {
             let halt = objective.live.borrow_mut().refusal()?;
             return Ok(Err(halt.expect("a refusal has its reason")));
@@ -324,17 +330,17 @@ impl<'a> Inversion<'a> {
         (decrease < stall.decrease).then_some(Halt::Stage(stop))
     }
 
-    /// The solver of a stage before its first iteration.
-    fn solver(&self, stage: &Stage) -> ProjectedLbfgs {
-        let s = &self.settings;
-        let n = self.propagator.survey().nz * self.propagator.survey().nx + 1;
-        let (mut lower, mut upper) = (vec![s.bounds.0; n], vec![s.bounds.1; n]);
-        if stage.smoothing.is_none() {
-            for &(cell, v) in &self.pinned {
-                (lower[cell], upper[cell]) = (v, v);
-            }
+    /// The solver of a stage before its first iteration. What lies deep is lit weakly: the metric grows with the rows
+    /// between a cell and the nearest row of sources or receivers.
+    fn solver(&self) -> Lbfgs {
+        let (s, survey) = (&self.settings, self.propagator.survey());
+        let rows: Vec<usize> = survey.sources.iter().chain(&survey.receivers).map(|p| p.z).collect();
+        let mut metric = vec![1.0; survey.nz * survey.nx + 1];
+        for (z, cells) in metric.chunks_exact_mut(survey.nx).take(survey.nz).enumerate() {
+            let distance = rows.iter().map(|r| r.abs_diff(z)).min().unwrap_or(0);
+            cells.fill((1.0 + distance as f64).powf(s.depth_exponent));
         }
-        ProjectedLbfgs::new(lower, upper, s.memory, s.first_step)
+        Lbfgs::new(metric, s.memory, s.first_step)
     }
 
     /// Checksum of all that decides the path of an inversion, limits left aside.
@@ -343,7 +349,8 @@ impl<'a> Inversion<'a> {
         let s = &self.settings;
         let paths: Vec<_> = s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin)).collect();
         let o = self.observed;
-        let words = (self.propagator.survey(), paths, s.bounds, s.memory, s.first_step, &self.pinned, &o.mask);
+        let words =
+            (self.propagator.survey(), paths, s.bounds, s.memory, s.first_step, s.depth_exponent, &self.held, &o.mask);
         hasher.update(format!("{words:?}").as_bytes());
         o.gather.data.iter().for_each(|x| hasher.update(&x.to_le_bytes()));
         hasher.finalize()

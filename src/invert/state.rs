@@ -3,7 +3,7 @@
 //! As bytes: a magic line, the CRC-32 and the length of what follows (little endian), then the state in postcard's
 //! encoding, which keeps every bit of a float.
 
-use super::lbfgs::ProjectedLbfgs;
+use super::lbfgs::Lbfgs;
 use super::outcome::StageSummary;
 use crate::{Error, Model, Result};
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ pub struct State {
 /// The optimiser within a stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct At {
-    pub solver: ProjectedLbfgs,
+    pub solver: Lbfgs,
     pub x: Vec<f64>,
     /// Scaled misfit and its derivative at `x`.
     pub cost: f64,
@@ -118,7 +118,7 @@ impl State {
     }
 
     /// Whether every vector has the length that the inversion indexes it by, and the numbers it divides by are numbers.
-    pub(super) fn is_sound(&self, shape: (usize, usize), stages: usize, solver: &ProjectedLbfgs) -> bool {
+    pub(super) fn is_sound(&self, shape: (usize, usize), stages: usize, solver: &Lbfgs) -> bool {
         let model = |m: &Model| m.vp.dim() == shape && m.to_vec().iter().all(|v| v.is_finite());
         let n = shape.0 * shape.1 + 1;
         self.stage < stages
@@ -130,7 +130,7 @@ impl State {
                 at.solver.fits(solver)
                     && at.x.len() == n
                     && at.gradient.len() == n
-                    && solver.project(&at.x) == at.x
+                    && at.x.iter().all(|x| x.is_finite())
                     && at.scale.is_finite()
                     && !at.history.is_empty()
             })
