@@ -16,6 +16,7 @@ const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 pub(super) const TITLE: f32 = 26.0;
 pub(super) const LABEL: f32 = 24.0;
 pub(super) const TICK: f32 = 21.0;
+pub(super) const CAPTION: f32 = 18.0;
 
 /// Largest figure that is drawn: 192 MB of pixels.
 const MAX_PIXELS: u64 = 64_000_000;
