@@ -116,9 +116,13 @@ impl Canvas {
 
     /// Fills `w` x `h` pixels from the corner (x, y).
     pub(super) fn fill(&mut self, x: i32, y: i32, w: u32, h: u32, colour: Rgb<u8>) {
-        for py in y..y.saturating_add_unsigned(h) {
-            for px in x..x.saturating_add_unsigned(w) {
-                self.blend(px, py, colour, 1.0);
+        let clip = |from: i32, n: u32, end: u32| {
+            let last = from.saturating_add_unsigned(n).clamp(0, end as i32);
+            from.clamp(0, last) as u32..last as u32
+        };
+        for py in clip(y, h, self.image.height()) {
+            for px in clip(x, w, self.image.width()) {
+                self.image.put_pixel(px, py, colour);
             }
         }
     }

@@ -72,13 +72,18 @@ pub(super) fn draw_image(canvas: &mut Canvas, area: Area, data: ArrayView2<f64>,
         let first = at(pixel) / length as usize;
         first..at(pixel + 1).div_ceil(length as usize).clamp(first + 1, n)
     };
-    for py in 0..area.h {
-        let r = covered(py, rows, area.h);
-        for px in 0..area.w {
-            let cells = data.slice(s![r.clone(), covered(px, columns, area.w)]);
+    let across: Vec<_> = (0..area.w).map(|px| covered(px, columns, area.w)).collect();
+    let down: Vec<_> = (0..area.h).map(|py| covered(py, rows, area.h)).collect();
+    let (mut x, mut y) = (area.x, area.y);
+    // Neighbouring pixels of the same cells are one block.
+    for r in down.chunk_by(|a, b| a == b) {
+        for c in across.chunk_by(|a, b| a == b) {
+            let cells = data.slice(s![r[0].clone(), c[0].clone()]);
             let colour = scale.colour(if cells.len() == 1 { cells[[0, 0]] } else { mean(cells) });
-            canvas.fill(area.x + px as i32, area.y + py as i32, 1, 1, colour);
+            canvas.fill(x, y, c.len() as u32, r.len() as u32, colour);
+            x += c.len() as i32;
         }
+        (x, y) = (area.x, y + r.len() as i32);
     }
 }
 
