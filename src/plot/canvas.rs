@@ -151,7 +151,7 @@ impl Canvas {
         }
     }
 
-    /// A line of text whose capitals are centred on `y`; returns nothing, draws what lies on the canvas.
+    /// A line of text whose capitals are centred on `y`.
     pub(super) fn text(&mut self, text: &str, x: i32, y: i32, size: f32, align: Align) {
         self.glyphs(text, size, align, |along, up| (x + along, y - up));
     }
