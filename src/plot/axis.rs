@@ -107,8 +107,11 @@ impl Axis {
             for &factor in factors {
                 let value = factor * 10f64.powi(power);
                 if (self.lo..=self.hi).contains(&value) {
-                    let label =
-                        if factor == 1.0 { power_of_ten(power) } else { format!("{factor}×{}", power_of_ten(power)) };
+                    let label = match power {
+                        -3..=3 if factors.len() > 1 => format!("{value:.*}", (-power).max(0) as usize),
+                        _ if factor == 1.0 => power_of_ten(power),
+                        _ => format!("{factor}×{}", power_of_ten(power)),
+                    };
                     marks.push((value, label));
                 }
             }
@@ -172,7 +175,7 @@ pub(super) fn number(value: f64) -> String {
     minus(if (-2..5).contains(&exponent) {
         format!("{:.*}", (2 - exponent).max(0) as usize, value)
     } else {
-        format!("{}×{}", mantissa.trim_end_matches('0').trim_end_matches('.'), power_of_ten(exponent))
+        format!("{mantissa}×{}", power_of_ten(exponent))
     })
 }
 
@@ -225,6 +228,7 @@ mod tests {
     fn log_axes_name_decades_and_thin_them() {
         assert_eq!(labels(Axis::log(1e-5, 1e-1), 500, Direction::Vertical), ["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]);
         assert_eq!(labels(Axis::log(1e-300, 1e300), 400, Direction::Vertical).len(), 9);
+        assert_eq!(labels(Axis::log(0.06, 1.1), 420, Direction::Vertical), ["0.1", "0.2", "0.5", "1"]);
         assert!(labels(Axis::log(3e-3, 3e-3), 400, Direction::Vertical).len() >= 2);
         assert!(Axis::log(0.0, f64::NAN).ticks(400, Direction::Vertical).marks.len() >= 2);
         assert!((Axis::log(1e-4, 1e-2).fraction(1e-3) - 0.5).abs() < 1e-12);
@@ -233,7 +237,7 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         let cases =
-            [(0.0, "0"), (12.34, "12.3"), (9.12e-6, "9.12×10⁻⁶"), (5e4, "50000"), (2e5, "2×10⁵"), (-0.5, "−0.500")];
+            [(0.0, "0"), (12.34, "12.3"), (9.12e-6, "9.12×10⁻⁶"), (5e4, "50000"), (2e5, "2.00×10⁵"), (-0.5, "−0.500")];
         for (value, text) in cases {
             assert_eq!(number(value), text);
         }

@@ -16,6 +16,7 @@ const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 pub(super) const TITLE: f32 = 26.0;
 pub(super) const LABEL: f32 = 24.0;
 pub(super) const TICK: f32 = 21.0;
+pub(super) const CAPTION: f32 = 18.0;
 
 /// Largest figure that is drawn: 192 MB of pixels.
 const MAX_PIXELS: u64 = 64_000_000;
@@ -115,9 +116,13 @@ impl Canvas {
 
     /// Fills `w` x `h` pixels from the corner (x, y).
     pub(super) fn fill(&mut self, x: i32, y: i32, w: u32, h: u32, colour: Rgb<u8>) {
-        for py in y..y.saturating_add_unsigned(h) {
-            for px in x..x.saturating_add_unsigned(w) {
-                self.blend(px, py, colour, 1.0);
+        let clip = |from: i32, n: u32, end: u32| {
+            let last = from.saturating_add_unsigned(n).clamp(0, end as i32);
+            from.clamp(0, last) as u32..last as u32
+        };
+        for py in clip(y, h, self.image.height()) {
+            for px in clip(x, w, self.image.width()) {
+                self.image.put_pixel(px, py, colour);
             }
         }
     }
@@ -146,7 +151,7 @@ impl Canvas {
         }
     }
 
-    /// A line of text whose capitals are centred on `y`; returns nothing, draws what lies on the canvas.
+    /// A line of text whose capitals are centred on `y`.
     pub(super) fn text(&mut self, text: &str, x: i32, y: i32, size: f32, align: Align) {
         self.glyphs(text, size, align, |along, up| (x + along, y - up));
     }

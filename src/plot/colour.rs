@@ -15,7 +15,7 @@ const HUGE: f64 = 1e290;
 pub(super) enum ColourMap {
     /// Dark blue to yellow, for velocity.
     Viridis,
-    /// Blue, near white at zero, red: for differences.
+    /// Blue, white at zero, red: for differences.
     BlueRed,
     /// White to black through grey at zero: for pressure.
     Grey,
@@ -71,10 +71,19 @@ impl ColourScale {
         let t = ((value - self.lo) / (self.hi - self.lo)).clamp(0.0, 1.0);
         match self.map {
             ColourMap::Viridis => Rgb(colorous::VIRIDIS.eval_continuous(t).as_array()),
-            ColourMap::BlueRed => Rgb(colorous::RED_BLUE.eval_continuous(1.0 - t).as_array()),
+            ColourMap::BlueRed => blue_red(t),
             ColourMap::Grey => Rgb([(255.0 * (1.0 - t)).round() as u8; 3]),
         }
     }
+}
+
+/// ColorBrewer's RdBu with its middle, a light grey there, made white.
+fn blue_red(t: f64) -> Rgb<u8> {
+    const ANCHORS: [[f64; 3]; 5] =
+        [[5.0, 48.0, 97.0], [67.0, 147.0, 195.0], [255.0, 255.0, 255.0], [214.0, 96.0, 77.0], [103.0, 0.0, 31.0]];
+    let i = ((4.0 * t) as usize).min(3);
+    let f = 4.0 * t - i as f64;
+    Rgb(std::array::from_fn(|c| (ANCHORS[i][c] * (1.0 - f) + ANCHORS[i + 1][c] * f).round() as u8))
 }
 
 /// The given percentile of the finite magnitudes, and the largest of them; zeros where there is none.
@@ -102,7 +111,7 @@ mod tests {
         let d = ColourScale::symmetric(ColourMap::BlueRed, [-2.0, 1.0], 100.0);
         assert_eq!((d.lo, d.hi, d.clipped), (-2.0, 2.0, false));
         let (blue, white, red) = (d.colour(-2.0).0, d.colour(0.0).0, d.colour(2.0).0);
-        assert!(blue[2] > blue[0] && red[0] > red[2] && white.iter().all(|&c| c > 235));
+        assert!(blue[2] > blue[0] && red[0] > red[2] && white.iter().all(|&c| c == 255));
         let g = ColourScale::clipped_at(ColourMap::Grey, 1.0, 3.0);
         assert!(g.clipped);
         assert_eq!((g.colour(-5.0), g.colour(5.0)), (Rgb([255; 3]), Rgb([0; 3])));

@@ -57,7 +57,7 @@ pub fn convergence_figure(history: &[Progress], stages: &[StageStart]) -> Result
     }
 
     let last = history.iter().map(|p| p.evaluations).chain(stages.iter().map(|s| s.evaluations)).max();
-    let x_axis = Axis::linear(0.0, last.unwrap_or(1).max(1) as f64);
+    let x_axis = Axis::linear(0.0, last.unwrap_or(0).max(10) as f64);
     let left = 6 + curves.iter().map(|c| left_margin(c.axis, c.height)).max().unwrap_or(0);
     let labels = stage_labels(stages, x_axis, WIDTH);
     let label_height = (1.5 * TICK) as u32;

@@ -1,6 +1,6 @@
 //! Figures of shot gathers.
 
-use super::axis::{Axis, number};
+use super::axis::{Axis, number, power_of_ten};
 use super::canvas::{Canvas, TITLE, text_width};
 use super::colour::{ColourMap, ColourScale, percentile};
 use super::panel::{Panel, Quantity, Row, panel_length};
@@ -14,14 +14,14 @@ const RESIDUAL: Quantity = Quantity { name: "Residual", unit: "" };
 const TIME: Quantity = Quantity { name: "Time", unit: "s" };
 
 /// Percentile of the magnitudes at which amplitudes are clipped.
-const CLIP_PERCENT: f64 = 98.0;
+const CLIP_PERCENT: f64 = 95.0;
 /// More shots than these are thinned to as many, evenly spread.
 const MOST_SHOTS: usize = 8;
 
 /// Observed, synthetic and residual gather (time in s downwards, receiver position in m), as PNG bytes.
 ///
 /// With `shot` (from 0) its three panels stand side by side; without, all shots stand side by side (8 evenly spread ones
-/// where there are more) in three rows. Observed and synthetic share one symmetric scale, clipped at the 98th
+/// where there are more) in three rows. Observed and synthetic share one symmetric scale, clipped at the 95th
 /// percentile of the observed magnitudes; the residual `synthetic - observed` is drawn at a round gain on that scale which its
 /// title states together with the rms over the samples that count. Samples that the mask leaves out are sand-coloured
 /// where observed or subtracted. Without `synthetic` there is only the observed gather. Where receivers are not evenly spaced
@@ -127,9 +127,13 @@ fn round_gain(gain: f64) -> f64 {
     [5.0, 2.0, 1.0].into_iter().map(|f| f * decade).find(|&g| g <= gain * (1.0 + 1e-9)).unwrap_or(decade)
 }
 
-/// A round gain without trailing zeros behind the point.
+/// A [`round_gain`] without needless zeros.
 fn round_number(gain: f64) -> String {
-    if (1.0..1e5).contains(&gain) { format!("{gain:.0}") } else { number(gain) }
+    if (1e-3..1e5).contains(&gain) {
+        return format!("{gain}");
+    }
+    let exponent = gain.log10().floor() as i32;
+    format!("{:.0}×{}", gain / 10f64.powi(exponent), power_of_ten(exponent))
 }
 
 fn receiver_axis(survey: &Survey) -> (Axis, Quantity) {
@@ -152,7 +156,7 @@ fn one_shot<'a>(data: &'a Sections, survey: &Survey) -> Vec<Row<'a>> {
     let shot = data.shots[0];
     let alone = data.synthetic.is_empty();
     let nr = survey.receivers.len();
-    let size = (panel_length(nr, nr, if alone { 560 } else { 420 }), panel_length(survey.nt, survey.nt, 640));
+    let size = (panel_length(nr, if alone { 560 } else { 420 }), panel_length(survey.nt, 640));
     let title = |name: &str| if alone { shot_title(survey, shot, u32::MAX) } else { name.to_string() };
     let mut panels = vec![Panel {
         data: data.observed[0].view(),
@@ -177,7 +181,7 @@ fn time_axis(survey: &Survey) -> (Axis, Quantity) {
 fn all_shots<'a>(data: &'a Sections, survey: &Survey) -> Vec<Row<'a>> {
     let alone = data.synthetic.is_empty();
     let nr = survey.receivers.len();
-    let size = (panel_length(nr, nr, 280), panel_length(survey.nt, survey.nt, 420));
+    let size = (panel_length(nr, 280), panel_length(survey.nt, 420));
     let row =
         |name: String, views: Vec<ArrayView2<'a, f64>>, titles: Vec<String>, scale: &'a ColourScale, bar, last| {
             let n = views.len();
@@ -212,7 +216,8 @@ mod tests {
             assert!((round_gain(gain) / round - 1.0).abs() < 1e-12, "{gain}");
         }
         assert_eq!((round_gain(f64::INFINITY), round_gain(f64::NAN), round_gain(0.0)), (1.0, 1.0, 1.0));
-        assert_eq!((round_number(2e4), round_number(2e5)), ("20000".into(), "2×10⁵".into()));
+        let written = [2e4, 2e5, 0.5, round_gain(0.07), 1e-5].map(round_number);
+        assert_eq!(written, ["20000", "2×10⁵", "0.5", "0.05", "1×10⁻⁵"]);
     }
 
     #[test]

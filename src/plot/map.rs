@@ -1,9 +1,9 @@
 //! Figures of velocity maps.
 
 use super::axis::{Axis, number};
-use super::canvas::{Align, Canvas, TICK, fitted};
+use super::canvas::{Align, CAPTION, Canvas, fitted};
 use super::colour::{ColourMap, ColourScale};
-use super::panel::{Area, Panel, Quantity, Row, bar_margin, draw_bar, draw_image, panel_length};
+use super::panel::{Area, Panel, Quantity, Row, bar_margin, draw_bar, draw_image, panel_size};
 use crate::{Error, Result};
 use ndarray::{ArrayView2, ArrayView3, Axis as Dimension};
 
@@ -69,11 +69,10 @@ pub fn map_figure(
         panels.push(Panel { data: data.view(), title, scale: &difference_scale, bar: Some(DIFFERENCE) });
     }
     let target = if alone { 560 } else { 420 };
-    let longest = nz.max(nx);
     let row = Row {
         name: None,
         panels,
-        size: (panel_length(nx, longest, target), panel_length(nz, longest, target)),
+        size: panel_size((nz, nx), target),
         x: (Axis::nodes(0.0, dx, nx), DISTANCE),
         y: (Axis::nodes(0.0, dx, nz), DEPTH),
         numbered: true,
@@ -99,6 +98,7 @@ fn mean_absolute_error(a: ArrayView2<f64>, b: ArrayView2<f64>) -> f64 {
 /// would be larger than 64 million pixels (some 2,000 maps).
 pub fn contact_sheet(maps: ArrayView3<f64>, captions: &[String]) -> Result<Vec<u8>> {
     const GAP: u32 = 14;
+    const LEAST_BAR: u32 = 160;
     let (n, nz, nx) = maps.dim();
     if n == 0 || nz == 0 || nx == 0 {
         return Err(Error::Usage(format!("{n} maps of {nz} x {nx} cells cannot be drawn; give at least one cell")));
@@ -106,9 +106,8 @@ pub fn contact_sheet(maps: ArrayView3<f64>, captions: &[String]) -> Result<Vec<u
     if captions.len() != n {
         return Err(Error::Usage(format!("{n} maps need as many captions, not {}", captions.len())));
     }
-    let longest = nz.max(nx);
-    let (w, h) = (panel_length(nx, longest, 140), panel_length(nz, longest, 140));
-    let caption = (1.4 * TICK) as u32;
+    let (w, h) = panel_size((nz, nx), 140);
+    let caption = (1.4 * CAPTION) as u32;
     let (pitch_x, pitch_y) = (w + GAP, h + caption + GAP);
     // About 4 : 3, wider than high.
     let columns = (n as f64 * 4.0 / 3.0 * f64::from(pitch_y) / f64::from(pitch_x)).sqrt().round();
@@ -119,15 +118,17 @@ pub fn contact_sheet(maps: ArrayView3<f64>, captions: &[String]) -> Result<Vec<u
     let too_many = || Error::Usage(format!("{n} maps do not fit on one sheet; plot fewer"));
     let across = u32::try_from(columns).ok().and_then(|c| c.checked_mul(pitch_x)).ok_or_else(too_many)?;
     let down = u32::try_from(rows).ok().and_then(|r| r.checked_mul(pitch_y)).ok_or_else(too_many)?;
-    let bar_height = (down - caption - GAP).clamp(h, 3 * h);
-    let mut canvas = Canvas::new(across + GAP + bar_margin(&scale, bar_height) + GAP, down + GAP)?;
+    // Room for the label of the colour bar even beside one small map.
+    let bar_height = (down - caption - GAP).clamp(LEAST_BAR, (3 * h).max(LEAST_BAR));
+    let mut canvas =
+        Canvas::new(across + GAP + bar_margin(&scale, bar_height) + GAP, (down + GAP).max(LEAST_BAR + 60))?;
     for (i, map) in maps.axis_iter(Dimension(0)).enumerate() {
         let (column, row) = ((i % columns) as u32, (i / columns) as u32);
         let area = Area { x: (GAP + column * pitch_x) as i32, y: (GAP + caption + row * pitch_y) as i32, w, h };
         draw_image(&mut canvas, area, map, &scale);
         canvas.frame(area.x, area.y, w, h);
-        let text = fitted(&captions[i], TICK, w + GAP - 4);
-        canvas.text(&text, area.x + w as i32 / 2, area.y - (0.75 * TICK) as i32, TICK, Align::Middle);
+        let text = fitted(&captions[i], CAPTION, w + GAP - 4);
+        canvas.text(&text, area.x + w as i32 / 2, area.y - (0.75 * CAPTION) as i32, CAPTION, Align::Middle);
     }
     let bar = Area { x: GAP as i32, y: (GAP + caption) as i32, w: across - GAP, h: bar_height };
     draw_bar(&mut canvas, bar, &scale, VELOCITY);

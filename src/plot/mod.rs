@@ -2,7 +2,8 @@
 //!
 //! Each function returns a finished PNG file for the caller to write. Nothing but this crate is needed: no fonts or
 //! libraries of the system. Text is DejaVu Sans; velocities take the viridis colour map, differences a blue-white-red one
-//! with white at zero, pressure grey. Arrays are drawn as blocks of whole pixels, never smoothed.
+//! with white at zero, pressure grey. Cells are blocks of whole pixels, unsmoothed; arrays with more cells than a panel has
+//! pixels are averaged.
 
 mod axis;
 mod canvas;

@@ -36,16 +36,29 @@ impl Quantity {
     }
 }
 
-/// Pixels that `n` cells take at about `target` pixels for `longest` cells: a whole number for each cell, or where there
-/// are more cells than `2 * target`, `target` for the longest.
-pub(super) fn panel_length(n: usize, longest: usize, target: u32) -> u32 {
-    const LEAST: u64 = 110;
-    let (n, longest) = (n.max(1) as u64, longest.max(1) as u64);
-    if longest > 2 * u64::from(target) {
-        return (n * u64::from(target) / longest).max(LEAST.min(u64::from(target))) as u32;
+/// Least side of a panel, pixels: axis labels are about as long.
+const LEAST: u32 = 170;
+
+/// Pixels (width, height) of a panel of rows x columns square cells whose longer side should be about `target`.
+///
+/// A cell takes a whole number of pixels, unless there are more than `2 * target` of them along a side. The panel is larger
+/// where the shorter side would come out below [`LEAST`], and its cells are stretched along that side where that fails too.
+pub(super) fn panel_size((rows, columns): (usize, usize), target: u32) -> (u32, u32) {
+    let (rows, columns) = (rows.max(1) as u64, columns.max(1) as u64);
+    let (least, target) = (u64::from(LEAST.min(target)), u64::from(target));
+    let (shortest, longest) = (rows.min(columns), rows.max(columns));
+    if longest > 2 * target {
+        let side = |n: u64| (n as f64 / longest as f64 * target as f64).round().max(least as f64) as u32;
+        return (side(columns), side(rows));
     }
-    let factor = (u64::from(target) / longest).max(1).max(LEAST.min(u64::from(target)).div_ceil(n));
-    (n * factor) as u32
+    let factor = (target / longest).max(least.div_ceil(shortest).min(2 * target / longest)).max(1);
+    let side = |n: u64| (n * factor.max(least.div_ceil(n))) as u32;
+    (side(columns), side(rows))
+}
+
+/// Pixels of a side with `n` samples, about `target`; a whole number a sample, unless there are more than `2 * target`.
+pub(super) fn panel_length(n: usize, target: u32) -> u32 {
+    panel_size((n, n), target).0
 }
 
 /// Draws (rows, columns) into an area without smoothing; where a pixel covers several cells it shows their mean.
@@ -59,13 +72,18 @@ pub(super) fn draw_image(canvas: &mut Canvas, area: Area, data: ArrayView2<f64>,
         let first = at(pixel) / length as usize;
         first..at(pixel + 1).div_ceil(length as usize).clamp(first + 1, n)
     };
-    for py in 0..area.h {
-        let r = covered(py, rows, area.h);
-        for px in 0..area.w {
-            let cells = data.slice(s![r.clone(), covered(px, columns, area.w)]);
+    let across: Vec<_> = (0..area.w).map(|px| covered(px, columns, area.w)).collect();
+    let down: Vec<_> = (0..area.h).map(|py| covered(py, rows, area.h)).collect();
+    let (mut x, mut y) = (area.x, area.y);
+    // Neighbouring pixels of the same cells are one block.
+    for r in down.chunk_by(|a, b| a == b) {
+        for c in across.chunk_by(|a, b| a == b) {
+            let cells = data.slice(s![r[0].clone(), c[0].clone()]);
             let colour = scale.colour(if cells.len() == 1 { cells[[0, 0]] } else { mean(cells) });
-            canvas.fill(area.x + px as i32, area.y + py as i32, 1, 1, colour);
+            canvas.fill(x, y, c.len() as u32, r.len() as u32, colour);
+            x += c.len() as i32;
         }
+        (x, y) = (area.x, y + r.len() as i32);
     }
 }
 
@@ -199,9 +217,10 @@ impl Row<'_> {
         if self.panels.iter().all(|p| p.title.is_empty()) { 12 } else { (1.6 * TITLE) as u32 }
     }
 
-    /// A slot is as wide as its panel's title where that is wider.
+    /// A slot is as wide as its panel, or the panel's title or axis label where that is wider.
     fn slot(&self, panel: &Panel) -> u32 {
-        self.size.0.max(text_width(&panel.title, TITLE))
+        let label = self.x.1.label(&self.x.0.ticks(self.size.0, Direction::Horizontal));
+        self.size.0.max(text_width(&panel.title, TITLE)).max(text_width(&label, LABEL))
     }
 
     /// Width of the row with all margins, pixels.
@@ -237,7 +256,8 @@ impl Row<'_> {
             draw_bottom_axis(canvas, area, self.x.0, self.numbered.then_some(self.x.1));
             x += (slot + GAP) as i32;
             if let Some(quantity) = panel.bar {
-                draw_bar(canvas, area, panel.scale, quantity);
+                let beside = Area { w: slot - (slot - w) / 2, ..area };
+                draw_bar(canvas, beside, panel.scale, quantity);
                 x += bar_margin(panel.scale, h) as i32;
             }
         }
@@ -287,13 +307,14 @@ mod tests {
 
     #[test]
     fn panels_upscale_by_whole_numbers() {
-        assert_eq!(panel_length(70, 70, 420), 420);
-        assert_eq!(panel_length(71, 71, 420), 355);
-        assert_eq!(panel_length(35, 70, 420), 210);
-        assert_eq!(panel_length(1, 1, 420), 420);
-        assert_eq!(panel_length(1, 70, 420), 110);
-        assert_eq!(panel_length(5000, 5000, 420), 420);
-        assert!(panel_length(1, usize::MAX >> 12, 420) >= 110);
+        assert_eq!(panel_size((70, 70), 420), (420, 420));
+        assert_eq!(panel_size((35, 70), 420), (420, 210));
+        assert_eq!(panel_size((33, 90), 420), (540, 198));
+        assert_eq!(panel_size((1, 1), 420), (420, 420));
+        assert_eq!(panel_size((1, 70), 420), (840, 170));
+        assert_eq!(panel_size((5000, 2500), 420), (210, 420));
+        assert_eq!(panel_size((1, usize::MAX), 420), (420, 170));
+        assert_eq!((panel_length(71, 420), panel_length(1000, 420), panel_length(500, 420)), (355, 420, 500));
     }
 
     #[test]
