@@ -64,6 +64,7 @@ impl Default for Settings {
 /// The inversion of one gather.
 pub struct Inversion<'a> {
     propagator: &'a dyn Propagator,
+    fine: Option<&'a dyn Propagator>,
     observed: &'a Observed,
     settings: Settings,
     truth: Option<&'a Array2<f64>>,
@@ -106,7 +107,7 @@ impl<'a> Inversion<'a> {
         s.stages.iter().try_for_each(|stage| stage.validate(survey.dt))?;
         let known = if s.pin_sources { source_velocities(survey, observed, s.bounds) } else { vec![] };
         let held = known.iter().map(|(p, v)| (p.z * survey.nx + p.x, *v)).collect();
-        Ok(Self { propagator, observed, settings, truth: None, cancel: None, held })
+        Ok(Self { propagator, fine: None, observed, settings, truth: None, cancel: None, held })
     }
 
     /// Gives the true map (nz, nx), so that progress and outcome tell the mean absolute error. Errors on another shape.
@@ -117,6 +118,21 @@ impl<'a> Inversion<'a> {
         }
         self.truth = Some(truth);
         Ok(self)
+    }
+
+    /// Gives the propagator for [refined](Stage::refined) stages: one in f64 where the other is in f32. Errors when its
+    /// survey is another.
+    pub fn refine(mut self, fine: &'a dyn Propagator) -> Result<Self> {
+        if fine.survey() != self.propagator.survey() {
+            return Err(Error::Usage("both propagators of an inversion must be made for one survey".into()));
+        }
+        self.fine = Some(fine);
+        Ok(self)
+    }
+
+    /// The propagator of a stage.
+    fn engine(&self, stage: &Stage) -> &'a dyn Propagator {
+        self.fine.filter(|_| stage.refined).unwrap_or(self.propagator)
     }
 
     /// A flag that stops the inversion before its next evaluation once it is set.
@@ -181,6 +197,7 @@ impl<'a> Inversion<'a> {
             if all || state.stage + 1 == self.settings.stages.len() {
                 return Ok(self.outcome(state, best, stop, clock));
             }
+            self.engine(stage).release();
             state.stage += 1;
             state.entry = best;
             state.ledger.stage_evaluations = 0;
@@ -210,7 +227,7 @@ impl<'a> Inversion<'a> {
         let survey = self.propagator.survey();
         let scale = state.at.as_ref().map_or(1.0, |at| at.scale);
         let objective = Objective {
-            propagator: self.propagator,
+            propagator: self.engine(stage),
             observed: self.observed,
             truth: self.truth,
             misfit: stage.misfit.build(survey.dt)?,
@@ -347,7 +364,7 @@ impl<'a> Inversion<'a> {
     fn fingerprint(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         let s = &self.settings;
-        let paths: Vec<_> = s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin)).collect();
+        let paths: Vec<_> = s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin, g.refined)).collect();
         let o = self.observed;
         let words =
             (self.propagator.survey(), paths, s.bounds, s.memory, s.first_step, s.depth_exponent, &self.held, &o.mask);

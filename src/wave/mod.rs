@@ -59,6 +59,9 @@ pub trait Propagator: Send + Sync {
     /// being the field after step `j * every`. `wavelet[it]` is added at the source cell in step `it`, unscaled.
     fn wavefield(&self, model: &Model, source: Position, wavelet: &[f64], every: usize) -> Result<Array3<f32>>;
 
+    /// Gives memory that is kept for the next call back to the system.
+    fn release(&self) {}
+
     /// Bytes that [`Propagator::misfit_and_gradient`] takes beyond its arguments, at most.
     fn gradient_bytes(&self) -> u64;
 }

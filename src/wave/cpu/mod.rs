@@ -68,6 +68,8 @@ pub struct Cpu<T: Real> {
     fidelity: Fidelity,
     /// Every how many steps the gradient's sums are taken.
     decimation: usize,
+    /// Weights of the steps in those sums, for misfits that keep to the data's band, and for others.
+    weights: (Vec<f64>, Vec<f64>),
     max_bytes: u64,
     pool: Pool,
     workspaces: Mutex<Vec<Workspace<T>>>,
@@ -82,10 +84,10 @@ pub fn build(survey: Survey, options: &CpuOptions) -> Result<Box<dyn Propagator>
 }
 
 /// What a forward run leaves for its adjoint.
-struct Pending<T> {
+struct Pending<'w, T> {
     workspace: Workspace<T>,
     windows: window::Windows,
-    decimation: usize,
+    weights: &'w [f64],
     segments: usize,
     value: f64,
     synthetic: Array2<f64>,
@@ -107,9 +109,11 @@ impl<T: Real> Cpu<T> {
         let fidelity = options.fidelity.unwrap_or(if T::LINE == 16 { Fidelity::Fast } else { Fidelity::Exact });
         let decimation = match fidelity {
             Fidelity::Exact => 1,
-            // both fields hold nothing above the band b, their product nothing above 2 b: sample it at 4.5 b at least
-            Fidelity::Fast => ((1.0 / (survey.dt * 4.5 * survey.bandwidth())) as usize).clamp(1, 4),
+            // the product of both fields holds nothing above twice the wavelet's band, but the adjoint field sets in
+            // abruptly at the record's end, and grids of fast cells carry that up to 0.26 / dt: every third step is safe
+            Fidelity::Fast => ((1.0 / (survey.dt * 4.5 * survey.bandwidth())) as usize).clamp(1, 3),
         };
+        let weights = (shot::correlation_weights(survey.nt, decimation), vec![1.0; survey.nt]);
         let isa = options.isa.unwrap_or_else(Isa::best);
         if !Isa::available().contains(&isa) {
             return Err(Error::Usage(format!("this machine has no {isa}; it has {:?}", Isa::available())));
@@ -121,6 +125,7 @@ impl<T: Real> Cpu<T> {
             isa,
             fidelity,
             decimation,
+            weights,
             max_bytes: options.max_bytes,
             pool,
             workspaces: Mutex::default(),
@@ -146,23 +151,23 @@ impl<T: Real> Cpu<T> {
     }
 
     /// Least bytes of history and snapshots that a full-grid shot can do with.
-    fn least_history(&self, decimation: usize) -> u64 {
+    fn least_history(&self, weights: &[f64]) -> u64 {
         let full = window::Windows::full(&self.layout);
-        (1..=self.survey.nt).map(|n| self.history_bytes(&full, decimation, n)).min().unwrap_or(0)
+        (1..=self.survey.nt).map(|n| self.history_bytes(&full, weights, n)).min().unwrap_or(0)
     }
 
-    /// Every how many steps the gradient of a misfit may be summed.
-    fn decimation_of(&self, misfit: &dyn Misfit) -> usize {
-        if misfit.band_limited() { self.decimation } else { 1 }
+    /// Weights of the steps in the gradient of a misfit.
+    fn weights_of(&self, misfit: &dyn Misfit) -> &[f64] {
+        if misfit.band_limited() { &self.weights.0 } else { &self.weights.1 }
     }
 
-    fn history_bytes(&self, windows: &window::Windows, decimation: usize, segments: usize) -> u64 {
-        let history = shot::longest_history(windows, self.survey.nt, decimation, segments);
+    fn history_bytes(&self, windows: &window::Windows, weights: &[f64], segments: usize) -> u64 {
+        let history = shot::longest_history(windows, weights, segments);
         (history * size_of::<T>()) as u64 + 2 * (segments as u64 - 1) * self.field_bytes()
     }
 
     fn check_memory(&self) -> Result<()> {
-        let least = self.fixed_bytes() + self.least_history(1);
+        let least = self.fixed_bytes() + self.least_history(&self.weights.1);
         if least > self.max_bytes {
             return Err(Error::Memory(format!(
                 "one shot's gradient needs at least {} MB, more than the {} MB allowed; raise --max-memory",
@@ -174,16 +179,16 @@ impl<T: Real> Cpu<T> {
     }
 
     /// How many shots may be in flight, at most `wanted`.
-    fn in_flight(&self, wanted: usize, decimation: usize) -> usize {
-        let least = self.fixed_bytes() + self.least_history(decimation);
+    fn in_flight(&self, wanted: usize, weights: &[f64]) -> usize {
+        let least = self.fixed_bytes() + self.least_history(weights);
         wanted.min((self.max_bytes / least.max(1)) as usize).max(1)
     }
 
     /// The fewest segments whose history fits the budget.
-    fn segments(&self, windows: &window::Windows, decimation: usize, budget: u64) -> usize {
-        let fits = |&n: &usize| self.history_bytes(windows, decimation, n) <= budget;
+    fn segments(&self, windows: &window::Windows, weights: &[f64], budget: u64) -> usize {
+        let fits = |&n: &usize| self.history_bytes(windows, weights, n) <= budget;
         (1..=self.survey.nt).find(fits).unwrap_or_else(|| {
-            (1..=self.survey.nt).min_by_key(|&n| self.history_bytes(windows, decimation, n)).unwrap_or(1)
+            (1..=self.survey.nt).min_by_key(|&n| self.history_bytes(windows, weights, n)).unwrap_or(1)
         })
     }
 
@@ -211,7 +216,7 @@ impl<T: Real> Cpu<T> {
         windows: &'a window::Windows,
         source: Position,
         injection: &'a [T],
-        decimation: usize,
+        weights: &'a [f64],
     ) -> Shot<'a, T> {
         Shot {
             layout: &self.layout,
@@ -221,7 +226,7 @@ impl<T: Real> Cpu<T> {
             source: self.layout.cell(source),
             injection,
             receivers: &setup.receivers,
-            decimation,
+            weights,
         }
     }
 
@@ -244,32 +249,31 @@ impl<T: Real> Cpu<T> {
         misfit: &dyn Misfit,
         shot: usize,
         budget: u64,
-    ) -> Pending<T> {
+    ) -> Pending<'_, T> {
         let windows = setup.windows(&self.survey, &self.layout, shot);
         let source = self.survey.sources[shot];
         let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
-        let decimation = self.decimation_of(misfit);
-        let segments = self.segments(&windows, decimation, budget);
+        let weights = self.weights_of(misfit);
+        let segments = self.segments(&windows, weights, budget);
         let mut workspace = self.take_workspace();
-        let run = self.shot_of(setup, &windows, source, &injection, decimation);
+        let run = self.shot_of(setup, &windows, source, &injection, weights);
         vector::run(self.isa, Forward { shot: &run, workspace: &mut workspace, segments: Some(segments) });
         let synthetic = self.samples(&workspace.data);
         let mut residual = Array2::zeros(synthetic.dim());
         let value = misfit.evaluate(shot, synthetic.view(), obs.gather.shot(shot), &obs.mask, residual.view_mut());
-        Pending { workspace, windows, decimation, segments, value, synthetic, residual }
+        Pending { workspace, windows, weights, segments, value, synthetic, residual }
     }
 
-    fn adjoint_part(&self, setup: &Setup<T>, model: &Model, shot: usize, p: Pending<T>) -> ShotResult {
-        let Pending { mut workspace, windows, decimation, segments, value, synthetic, residual } = p;
+    fn adjoint_part(&self, setup: &Setup<T>, model: &Model, shot: usize, p: Pending<'_, T>) -> ShotResult {
+        let Pending { mut workspace, windows, weights, segments, value, synthetic, residual } = p;
         let source = self.survey.sources[shot];
         let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
-        let run = self.shot_of(setup, &windows, source, &injection, decimation);
+        let run = self.shot_of(setup, &windows, source, &injection, weights);
         let alpha = setup.receiver_alpha.iter().cycle();
         let scaled: Vec<T> = residual.iter().zip(alpha).map(|(r, a)| T::from_f64(r * a)).collect();
         let kernel = Adjoint { shot: &run, workspace: &mut workspace, segments, residual: &scaled };
         let sums = vector::run(self.isa, kernel);
         let mut folded = setup.fold(&self.survey, &self.layout, workspace.sums());
-        folded.mapv_inplace(|g| g * decimation as f64);
         for (r, rec) in self.survey.receivers.iter().enumerate() {
             folded[[rec.z, rec.x]] += synthetic.column(r).dot(&residual.column(r));
         }
@@ -308,7 +312,7 @@ impl<T: Real> Propagator for Cpu<T> {
             let source = self.survey.sources[shot];
             let injection = self.injection((models[i].vp[[source.z, source.x]] * self.survey.dt).powi(2));
             let mut workspace = self.take_workspace();
-            let run = self.shot_of(&setup, &windows, source, &injection, 1);
+            let run = self.shot_of(&setup, &windows, source, &injection, &self.weights.1);
             vector::run(self.isa, Forward { shot: &run, workspace: &mut workspace, segments: None });
             let data = self.samples(&workspace.data);
             self.put_workspace(workspace);
@@ -340,7 +344,7 @@ impl<T: Real> Propagator for Cpu<T> {
             let d_alpha = setup::d_alpha_rows(sv, &self.layout, model, dm);
             let d_kappa: Buffer<T> = kappa_rows(sv, &self.layout, dm.vmin);
             let (mut workspace, mut perturbed) = (self.take_workspace(), self.take_workspace());
-            let run = self.shot_of(&setup, &windows, source, &injection, 1);
+            let run = self.shot_of(&setup, &windows, source, &injection, &self.weights.1);
             let (d_alpha, d_kappa, d_injection) = (&d_alpha, &d_kappa, &d_injection[..]);
             let kernel = Born {
                 shot: &run,
@@ -373,7 +377,7 @@ impl<T: Real> Propagator for Cpu<T> {
         let ns = self.survey.sources.len();
         let jobs = models.len() * ns;
         let setups = self.setups(models)?;
-        let in_flight = self.in_flight(self.pool.threads() + jobs % self.pool.threads(), self.decimation_of(misfit));
+        let in_flight = self.in_flight(self.pool.threads() + jobs % self.pool.threads(), self.weights_of(misfit));
         let budget = self.history_budget(in_flight);
         let results = self.pool.map_split(
             jobs,
@@ -409,7 +413,7 @@ impl<T: Real> Propagator for Cpu<T> {
         let setup = Setup::new(&self.survey, &self.layout, model, false);
         let windows = setup.windows(&self.survey, &self.layout, 0);
         let injection: Vec<T> = wavelet.iter().map(|&w| T::from_f64(w)).collect();
-        let shot = self.shot_of(&setup, &windows, source, &injection, 1);
+        let shot = self.shot_of(&setup, &windows, source, &injection, &self.weights.1);
         let l = self.layout;
         let mut out = Array3::zeros((self.survey.nt.div_ceil(every), l.rows, l.cols));
         let visit = |level: usize, field: &[T]| {
@@ -425,11 +429,15 @@ impl<T: Real> Propagator for Cpu<T> {
         Ok(out)
     }
 
+    fn release(&self) {
+        self.workspaces.lock().unwrap_or_else(|e| e.into_inner()).clear();
+    }
+
     fn gradient_bytes(&self) -> u64 {
         let full = window::Windows::full(&self.layout);
-        let shots = self.in_flight(self.pool.threads().min(self.survey.sources.len()) + 1, self.decimation);
-        let segments = self.segments(&full, self.decimation, self.history_budget(shots));
-        shots as u64 * (self.fixed_bytes() + self.history_bytes(&full, self.decimation, segments))
+        let shots = self.in_flight(self.pool.threads().min(self.survey.sources.len()) + 1, &self.weights.0);
+        let segments = self.segments(&full, &self.weights.0, self.history_budget(shots));
+        shots as u64 * (self.fixed_bytes() + self.history_bytes(&full, &self.weights.0, segments))
     }
 }
 

@@ -221,16 +221,16 @@ pub fn wrap_row<T: Copy>(layout: &Layout, out: &mut [T], z: usize) {
     out[b + n + 1] = out[b + 1];
 }
 
-/// Copies a segment of a row to the history, past the caches.
+/// Copies `weight` times a segment of a row to the history, past the caches.
 ///
 /// # Safety
 /// `from` and `to` must have the same length, whole cache lines, and be aligned to them.
 #[inline(always)]
-pub unsafe fn store_segment<V: Vector>(from: &[V::Elem], to: &mut [V::Elem]) {
+pub unsafe fn store_segment<V: Vector>(from: &[V::Elem], weight: V::Elem, to: &mut [V::Elem]) {
     debug_assert_eq!(from.len(), to.len());
     let mut i = 0;
     while i < from.len() {
-        unsafe { V::load(from.as_ptr().add(i)).stream(to.as_mut_ptr().add(i)) };
+        unsafe { V::load(from.as_ptr().add(i)).mul(V::splat(weight)).stream(to.as_mut_ptr().add(i)) };
         i += V::LANES;
     }
 }
