@@ -1,6 +1,6 @@
 //! `fwi check`: does this map explain this gather; and is the adjoint the adjoint on this machine.
 
-use super::options::{Engine, PrecisionArg};
+use super::options::Engine;
 use fwi::io::{Gathers, Limits, Maps};
 use fwi::verify::{self, DataVector};
 use fwi::{Error, Gather, Model, Observed, Propagator, Result, Survey};
@@ -82,7 +82,7 @@ fn adjoint(args: &Args) -> Result<ExitCode> {
     let propagator = args.engine.propagator(Survey::openfwi())?;
     let propagator: &dyn Propagator = &*propagator;
     println!("engine: {}", propagator.describe());
-    let (double, exact) = (args.engine.precision == PrecisionArg::F64, args.engine.is_exact());
+    let (double, exact) = (args.engine.is_double(), args.engine.is_exact());
     let data = if exact { DataVector::White } else { DataVector::Residual };
     let limit = if double && exact { 1e-12 } else { 1e-5 };
     let mut passed = true;

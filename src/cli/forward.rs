@@ -1,6 +1,6 @@
 //! `fwi forward`: gathers of a stack of velocity maps, modelled in batches while the next ones are read.
 
-use super::options::{Engine, PrecisionArg};
+use super::options::Engine;
 use fwi::io::{ArrayWriter, DType, Limits, Maps};
 use fwi::{Model, Result, Survey};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -33,7 +33,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let propagator = args.engine.propagator(survey.clone())?;
     let (ns, nt, nr) = survey.gather_shape();
     let n = maps.len();
-    let dtype = if args.engine.precision == PrecisionArg::F64 { DType::F64 } else { DType::F32 };
+    let dtype = if args.engine.is_double() { DType::F64 } else { DType::F32 };
     let mut writer = match n {
         1 => ArrayWriter::create(&args.output, &[nt, nr], dtype, Some(ns))?,
         _ => ArrayWriter::create(&args.output, &[ns, nt, nr], dtype, Some(n))?,

@@ -156,7 +156,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         dir.finish()?;
     }
     let propagator = args.engine.propagator(plan.survey.clone())?;
-    report(&args, &plan, &*propagator);
+    let fine = args.engine.refinement(plan.survey.clone())?;
+    report(&args, &plan, &*propagator, fine.as_deref());
     if let Some(state) = &state {
         args.say(&format!("resuming after iteration {}", state.iterations()));
     } else if args.resume {
@@ -166,6 +167,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut inversion = Inversion::new(&*propagator, &plan.observed, plan.settings.clone())?.cancel(&signals.stop);
     if let Some(truth) = &plan.truth {
         inversion = inversion.truth(truth)?;
+    }
+    if let Some(fine) = &fine {
+        inversion = inversion.refine(&**fine)?;
     }
     let before = dir.open_log(state.as_ref().map_or(0, |s| s.iterations()))?;
     let budget = Budget { evaluations: args.max_evals, time: args.time_limit };
@@ -178,11 +182,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let convergence = std::mem::take(&mut monitor.convergence);
     let outcome = outcome?;
     let start = plan.start.model(&plan.survey, &plan.observed, plan.settings.bounds)?;
-    write_outputs(&args, &plan, &*propagator, &outcome, &dir, &start.vp, &convergence)?;
+    write_outputs(&args, &plan, fine.as_deref().unwrap_or(&*propagator), &outcome, &dir, &start.vp, &convergence)?;
     conclude(&args, &outcome, &dir, &signals)
 }
 
-fn report(args: &Args, plan: &Plan, propagator: &dyn Propagator) {
+fn report(args: &Args, plan: &Plan, propagator: &dyn Propagator, fine: Option<&dyn Propagator>) {
     args.say(&format!(
         "gather: {}, family {}",
         args.gather.display(),
@@ -200,7 +204,10 @@ fn report(args: &Args, plan: &Plan, propagator: &dyn Propagator) {
         }
     }
     args.say(&format!("engine: {}", propagator.describe()));
-    args.say(&memory_line(propagator));
+    if let Some(fine) = fine {
+        args.say(&format!("engine of refined stages: {}", fine.describe()));
+    }
+    args.say(&memory_line(fine.unwrap_or(propagator)));
 }
 
 fn write_outputs(

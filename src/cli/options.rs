@@ -14,9 +14,9 @@ pub struct Engine {
     /// Worker threads; 0 takes one per core
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,
-    /// Floating-point type of the wave fields
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    pub precision: PrecisionArg,
+    /// Floating-point type of the wave fields [default: f32; an inversion ends in f64 where f32 rounding stops it]
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
     /// exact: every cell at every step (default for f64); fast: causal windows and a decimated history, which change
     /// data and gradients by less than f32 rounding (default for f32)
     #[arg(long, value_enum)]
@@ -48,7 +48,12 @@ pub enum FidelityArg {
 impl Engine {
     /// Whether every cell is updated at every step.
     pub fn is_exact(&self) -> bool {
-        self.fidelity.map_or(self.precision == PrecisionArg::F64, |f| f == FidelityArg::Exact)
+        self.fidelity.map_or(self.is_double(), |f| f == FidelityArg::Exact)
+    }
+
+    /// Whether the fields are in f64.
+    pub fn is_double(&self) -> bool {
+        self.precision == Some(PrecisionArg::F64)
     }
 
     /// A propagator for `survey`, having said on standard error what memory it will take.
@@ -61,10 +66,7 @@ impl Engine {
             )));
         };
         let options = CpuOptions {
-            precision: match self.precision {
-                PrecisionArg::F32 => Precision::F32,
-                PrecisionArg::F64 => Precision::F64,
-            },
+            precision: if self.is_double() { Precision::F64 } else { Precision::F32 },
             fidelity: self.fidelity.map(|f| match f {
                 FidelityArg::Exact => Fidelity::Exact,
                 FidelityArg::Fast => Fidelity::Fast,
@@ -74,6 +76,17 @@ impl Engine {
             isa: None,
         };
         build(survey, &options)
+    }
+}
+
+impl Engine {
+    /// The f64 propagator that an inversion ends with, unless a precision was asked for.
+    pub fn refinement(&self, survey: Survey) -> Result<Option<Box<dyn Propagator>>> {
+        if self.precision.is_some() {
+            return Ok(None);
+        }
+        let fidelity = self.fidelity.or(Some(FidelityArg::Fast));
+        Self { precision: Some(PrecisionArg::F64), fidelity, ..self.clone() }.propagator(survey).map(Some)
     }
 }
 
