@@ -28,6 +28,8 @@ pub struct Lbfgs {
     /// Diagonal of the first guess at the inverse Hessian, up to a factor.
     metric: Vec<f64>,
     pairs: VecDeque<Pair>,
+    /// Largest change of a variable in the last accepted step: how far a restart's first trial goes.
+    reach: f64,
     restarts: u64,
 }
 
@@ -46,14 +48,14 @@ const WIDTH: f64 = 1e-4;
 const CURVATURE: f64 = 1e-10;
 
 impl Lbfgs {
-    /// A solver that remembers `memory` pairs. The first trial, and that after a restart, moves no variable further
-    /// than `first_step`. `metric`, one positive number a variable, is large where a variable must move far to be felt.
+    /// A solver that remembers `memory` pairs. The first trial moves no variable further than `first_step`, that after
+    /// a restart no further than the last accepted step did. `metric`, one positive number a variable, is large where a variable must move far to be felt.
     ///
     /// # Panics
     /// When the metric holds a number that is not positive and finite.
     pub fn new(metric: Vec<f64>, memory: usize, first_step: f64) -> Self {
         assert!(metric.iter().all(|m| m.is_finite() && *m > 0.0), "a metric is positive");
-        Self { memory, first_step, metric, pairs: VecDeque::new(), restarts: 0 }
+        Self { memory, first_step, metric, pairs: VecDeque::new(), reach: first_step, restarts: 0 }
     }
 
     /// How often the memory was cleared because no step along the direction lowered the cost.
@@ -81,7 +83,7 @@ impl Lbfgs {
         d.iter_mut().zip(&self.metric).for_each(|(d, m)| *d *= m);
         let factor = match self.pairs.back() {
             Some(p) => dot(&p.s, &p.y) / p.y.iter().zip(&self.metric).map(|(y, m)| y * m * y).sum::<f64>(),
-            None => self.first_step / d.iter().fold(0.0f64, |m, d| m.max(d.abs())),
+            None => self.reach / d.iter().fold(0.0f64, |m, d| m.max(d.abs())),
         };
         d.iter_mut().for_each(|d| *d *= factor);
         for (p, a) in self.pairs.iter().zip(weights.iter().rev()) {
@@ -92,6 +94,7 @@ impl Lbfgs {
     }
 
     fn remember(&mut self, s: Vec<f64>, y: Vec<f64>) {
+        self.reach = s.iter().fold(0.0, |m, s| s.abs().max(m));
         if dot(&s, &y) > CURVATURE * (dot(&s, &s) * dot(&y, &y)).sqrt() {
             self.pairs.push_back(Pair { s, y });
             while self.pairs.len() > self.memory {

@@ -152,6 +152,7 @@ impl<'a> Inversion<'a> {
             stage: 0,
             entry: Best { model, score: nan, misfit: nan, data_rms: nan },
             at: None,
+            carried: None,
             ledger: Ledger::default(),
             seconds: 0.0,
             stages: vec![],
@@ -181,6 +182,8 @@ impl<'a> Inversion<'a> {
                 Halt::All(stop) => (stop, true),
             };
             let stage = &self.settings.stages[state.stage];
+            let next = self.settings.stages.get(state.stage + 1).filter(|next| next.continues(stage));
+            state.carried = state.at.as_ref().filter(|_| next.is_some()).map(|at| (at.solver.clone(), at.scale));
             let (history, scale, restarts) =
                 state.at.take().map_or((vec![], 1.0, 0), |at| (at.history, at.scale, at.solver.restarts()));
             state.stages.push(StageSummary {
@@ -300,7 +303,8 @@ impl<'a> Inversion<'a> {
 
     /// Evaluates the stage's first model.
     fn enter(&self, state: &State, stage: &Stage, objective: &Objective) -> Result<std::result::Result<At, Halt>> {
-        let solver = self.solver();
+        let carried = state.carried.clone();
+        let (solver, scale) = carried.map_or((self.solver(), None), |(solver, scale)| (solver, Some(scale)));
         let x = objective.encoding.encode(&state.entry.model);
         let Some(point) = objective.point(&x) else {
             let halt = objective.live.borrow_mut().refusal()?;
@@ -314,7 +318,7 @@ impl<'a> Inversion<'a> {
                 stage.name
             )));
         }
-        let scale = if point.misfit > 0.0 { 1.0 / point.misfit } else { 1.0 };
+        let scale = scale.unwrap_or(if point.misfit > 0.0 { 1.0 / point.misfit } else { 1.0 });
         live.scale = scale;
         let gradient = point.gradient.iter().map(|g| g * scale).collect();
         let cost = point.misfit * scale;

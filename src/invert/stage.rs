@@ -68,6 +68,12 @@ impl Stage {
         }
     }
 
+    /// Whether this stage minimises the same function of the same variables as the one before (apart from rounding), so
+    /// that what the optimiser learnt of it still holds.
+    pub(super) fn continues(&self, before: &Self) -> bool {
+        (self.misfit, self.smoothing, self.vmin) == (before.misfit, before.smoothing, before.vmin)
+    }
+
     /// Parses a schedule of the command line: misfits with optional evaluation limits, as in `lowpass:5@40,lowpass:10@40,l2`.
     /// A stage without a limit and not last ends when the misfit stalls as in the [default schedule](default_schedule).
     pub fn parse_schedule(text: &str) -> Result<Vec<Self>> {

@@ -18,6 +18,8 @@ pub struct State {
     /// The model that the stage began with, and what is known of it.
     pub(super) entry: Best,
     pub(super) at: Option<At>,
+    /// Solver and scale of the stage before, where the next one continues its problem.
+    pub(super) carried: Option<(Lbfgs, f64)>,
     pub(super) ledger: Ledger,
     pub(super) seconds: f64,
     pub(super) stages: Vec<StageSummary>,

@@ -43,13 +43,19 @@ impl<T: Real> Buffer<T> {
         self.lines.fill(Line([0; ALIGN]));
     }
 
-    /// Makes the buffer hold at least `len` elements; contents are unspecified afterwards.
+    /// Makes the buffer hold at least `len` elements; contents are unspecified afterwards. It grows by an eighth more
+    /// than asked, because histories differ a little from model to model.
     pub fn reserve(&mut self, len: usize) {
         if self.len < len {
             *self = Self { lines: Vec::new(), len: 0, kind: std::marker::PhantomData }; // free before taking more
-            *self = Self::zeros(len);
+            *self = Self::zeros(with_room(len));
         }
     }
+}
+
+/// The elements that [`Buffer::reserve`] takes for `len`.
+pub fn with_room(len: usize) -> usize {
+    len + len / 8
 }
 
 /// Where the cells of the padded grid lie in a field.

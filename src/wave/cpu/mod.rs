@@ -13,7 +13,7 @@ mod window;
 
 use super::{Evaluation, Propagator, check_model};
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
-use grid::{Buffer, Layout, kappa_rows};
+use grid::{Buffer, Layout, kappa_rows, with_room};
 use ndarray::{Array2, Array3, s};
 use schedule::Pool;
 use setup::Setup;
@@ -163,7 +163,7 @@ impl<T: Real> Cpu<T> {
 
     fn history_bytes(&self, windows: &window::Windows, weights: &[f64], segments: usize) -> u64 {
         let history = shot::longest_history(windows, weights, segments);
-        (history * size_of::<T>()) as u64 + 2 * (segments as u64 - 1) * self.field_bytes()
+        (with_room(history) * size_of::<T>()) as u64 + 2 * (segments as u64 - 1) * self.field_bytes()
     }
 
     fn check_memory(&self) -> Result<()> {
