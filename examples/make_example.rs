@@ -11,7 +11,7 @@ use ndarray::Array2;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::path::PathBuf;
 
-const SEED: u64 = 70;
+const SEED: u64 = 1;
 
 /// Integer velocities that grow with depth in curved layers; beyond a dipping fault everything lies deeper.
 fn curved_layers_with_a_fault(survey: &Survey, rng: &mut StdRng) -> Array2<f64> {
@@ -22,8 +22,8 @@ fn curved_layers_with_a_fault(survey: &Survey, rng: &mut StdRng) -> Array2<f64> 
         layers.push((faster, rng.random_range(9.0..15.0)));
     }
     let (height, period, phase) =
-        (rng.random_range(3.0..5.0), rng.random_range(45.0..80.0), rng.random_range(0.0..6.28));
-    let (foot, dip, throw) = (rng.random_range(30.0..45.0), rng.random_range(0.2..0.5), rng.random_range(5.0..9.0));
+        (rng.random_range(2.5..4.5), rng.random_range(45.0..80.0), rng.random_range(0.0..6.0));
+    let (foot, dip, throw) = (rng.random_range(30.0..45.0), rng.random_range(0.2..0.5), rng.random_range(9.0..13.0));
     Array2::from_shape_fn(survey.map_shape(), |(z, x)| {
         let (z, x) = (z as f64, x as f64);
         let mut depth = z + height * (2.0 * std::f64::consts::PI * x / period + phase).sin();
