@@ -4,7 +4,7 @@
 
 use fwi::verify::{self, DataVector};
 use fwi::wave::{CpuOptions, Precision, build};
-use fwi::{Gather, Model, Propagator, Result, Survey};
+use fwi::{Gather, Model, Result, Survey};
 use ndarray::{Array2, Array3};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 

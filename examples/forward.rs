@@ -5,7 +5,7 @@
 
 use fwi::io::{Limits, read_map, write_array, write_atomic};
 use fwi::wave::{CpuOptions, build};
-use fwi::{Error, Model, Observed, Propagator, Result, Survey, plot};
+use fwi::{Error, Model, Observed, Result, Survey, plot};
 
 fn main() -> Result<()> {
     let path = std::env::args().nth(1).unwrap_or_else(|| "examples/data/velocity.npy".into());
