@@ -12,7 +12,7 @@ struct Lines;
 
 impl Observer for Lines {
     fn iteration(&mut self, at: &Progress) {
-        if at.iteration % 5 == 0 {
+        if at.iteration.is_multiple_of(5) {
             let mae = at.mae.unwrap_or(f64::NAN);
             println!(
                 "{:3} evaluations, {}: data rms {:.3e}, MAE {mae:.1} m/s",
