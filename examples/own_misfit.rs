@@ -51,7 +51,7 @@ fn main() -> Result<()> {
     let observed = Observed::new(Gather::new(data));
     let propagator = build(survey.clone(), &CpuOptions { precision: Precision::F64, ..CpuOptions::default() })?;
     let evaluate = |m: Model| -> Result<_> {
-        Ok(propagator.misfit_and_gradient(&[m], &[observed.clone()], &Correlation)?.remove(0))
+        Ok(propagator.misfit_and_gradient(&[m], std::slice::from_ref(&observed), &Correlation)?.remove(0))
     };
 
     let model = Start::Gradient.model(&survey, &observed, (1500.0, 4500.0))?;
