@@ -24,3 +24,8 @@ pub use misfit::Misfit;
 pub use model::Model;
 pub use survey::{Position, Survey};
 pub use wave::Propagator;
+
+/// The README's program, compiled and run as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

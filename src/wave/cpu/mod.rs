@@ -1,7 +1,7 @@
 //! The SIMD propagator: generic over f32 and f64, threads over shots, causal windows, decimated history.
 //!
 //! What is not exact to rounding hangs on one switch, [`Fidelity`]: `Exact` updates every cell at every step and
-//! correlates at every step; `Fast` restricts both (see [`window`] and [`shot`]).
+//! correlates at every step; `Fast` restricts both (see `window.rs` and `shot.rs`).
 
 pub mod grid;
 mod rows;
