@@ -60,7 +60,7 @@ const MAGIC: &[u8] = b"fwi state 1\n";
 const HEADER: usize = MAGIC.len() + 4 + 8;
 
 impl State {
-/// The state as bytes, about `2 * memory` times the unknowns times 8.
+    /// The state as bytes, about `2 * memory` times the unknowns times 8.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut bytes = MAGIC.to_vec();
         bytes.resize(HEADER, 0);

@@ -24,7 +24,7 @@ impl Pending {
         if fs::metadata(&path).is_ok_and(|m| !m.is_file()) {
             return Err(Error::Usage(format!("{}: is no regular file; name a file to write", path.display())));
         }
-        let tmp = new_tmp(&directory(&path)).map_err(|e| Error::io(&path, "create", e))?;
+        let tmp = new_tmp(&directory(&path)).map_err(|e| Error::io(&path, "create", bare(e)))?;
         Ok(Self { tmp, path })
     }
 
@@ -56,6 +56,14 @@ fn directory(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),
+    }
+}
+
+/// The system's own reason, without the name of the unfinished file that tempfile adds.
+fn bare(e: io::Error) -> io::Error {
+    match e.get_ref().and_then(|wrapped| wrapped.source()) {
+        Some(reason) => io::Error::new(e.kind(), reason.to_string()),
+        None => e,
     }
 }
 
