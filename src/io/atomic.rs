@@ -24,7 +24,7 @@ impl Pending {
         if fs::metadata(&path).is_ok_and(|m| !m.is_file()) {
             return Err(Error::Usage(format!("{}: is no regular file; name a file to write", path.display())));
         }
-        let tmp = new_tmp(&directory(&path)).map_err(|e| Error::io(&path, "create", bare(e)))?;
+        let tmp = new_tmp(&directory(&path)).map_err(|e| Error::io(&path, "create", e))?;
         Ok(Self { tmp, path })
     }
 
@@ -59,22 +59,13 @@ fn directory(path: &Path) -> PathBuf {
     }
 }
 
-/// The system's own reason, without the name of the unfinished file that tempfile adds.
-fn bare(e: io::Error) -> io::Error {
-    match e.get_ref().and_then(|wrapped| wrapped.source()) {
-        Some(reason) => io::Error::new(e.kind(), reason.to_string()),
-        None => e,
-    }
-}
-
 fn new_tmp(directory: &Path) -> io::Result<NamedTempFile> {
     let prefix = format!("{TMP_PREFIX}{}-", std::process::id());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(TMP_SUFFIX).rand_bytes(8);
-    // Files here are results, not secrets: the umask decides, as for any file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(directory)
+    // Made by hand: files here are results, not secrets, so the umask decides as for any file; and tempfile's own error
+    // would name the unfinished file instead of the one asked for.
+    builder.make_in(directory, |path| File::options().read(true).write(true).create_new(true).open(path))
 }
 
 #[cfg(unix)]
