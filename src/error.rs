@@ -57,7 +57,7 @@ pub enum Error {
 fn cure(action: &str, source: &std::io::Error) -> &'static str {
     match source.kind() {
         ErrorKind::NotFound if action == "read" => "; check the name",
-        ErrorKind::NotFound | ErrorKind::NotADirectory => "; name a file in a directory that exists",
+        ErrorKind::NotFound | ErrorKind::NotADirectory => "; choose a place in a directory that exists",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space and run again",
         ErrorKind::FileTooLarge => "; raise the limit on file sizes (ulimit -f)",
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "; choose another place or ask for access",

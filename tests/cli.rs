@@ -64,7 +64,7 @@ const WRONG: &[(&str, i32, &str)] = &[
     ("forward map.npy -o nowhere/o.npy", 4, "nowhere/o.npy: cannot create"),
     ("forward map.npy -o text.npy/o.npy", 4, "text.npy/o.npy: cannot create"),
     ("plot map.npy -o map.npy", 2, "map.npy: figures are PNG"),
-    ("plot map.npy -o nowhere/o.png", 4, "name a file in a directory that exists"),
+    ("plot map.npy -o nowhere/o.png", 4, "choose a place in a directory that exists"),
     ("plot map.npy gather.npy -o o.png", 2, "-o names one PNG"),
     ("plot map.npy map.npy", 2, "two files cannot have this name"),
     ("invert gather.npy -o text.npy", 2, "text.npy: is no directory"),
