@@ -2,6 +2,7 @@
 //!
 //! The exit codes of the `fwi` binary hang on the variants, see [`Error::exit_code`].
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Shorthand for results of this crate.
@@ -24,7 +25,7 @@ pub enum Error {
     },
 
     /// The operating system refused a read or a write (missing file, full disk, no permission).
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {source}{}", path.display(), cure(action, source))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -50,6 +51,18 @@ pub enum Error {
         /// Where the resumable state lies.
         saved: PathBuf,
     },
+}
+
+/// What to do about a refusal of the system, where that is not plain from its words.
+fn cure(action: &str, source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::NotFound if action == "read" => "; check the name",
+        ErrorKind::NotFound | ErrorKind::NotADirectory => "; choose a place in a directory that exists",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space and run again",
+        ErrorKind::FileTooLarge => "; raise the limit on file sizes (ulimit -f)",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "; choose another place or ask for access",
+        _ => "",
+    }
 }
 
 impl Error {

@@ -35,19 +35,25 @@ fn every_instruction_set_matches_the_reference_in_f64() {
         let (model, dm, observed) = random_case(&survey, seed as u64);
         let reference = Reference::new(survey.clone()).unwrap();
         let forward = reference.forward(std::slice::from_ref(&model)).unwrap().remove(0);
-        let born = reference.born(&[model.clone()], &[dm.clone()]).unwrap().remove(0);
-        let gradient = reference.misfit_and_gradient(&[model.clone()], &[observed.clone()], &L2).unwrap().remove(0);
+        let born = reference.born(std::slice::from_ref(&model), std::slice::from_ref(&dm)).unwrap().remove(0);
+        let gradient = reference
+            .misfit_and_gradient(std::slice::from_ref(&model), std::slice::from_ref(&observed), &L2)
+            .unwrap()
+            .remove(0);
         for isa in Isa::available() {
             let cpu = Cpu::<f64>::new(survey.clone(), &exact(isa)).unwrap();
-            let f = cpu.forward(&[model.clone()]).unwrap().remove(0);
+            let f = cpu.forward(std::slice::from_ref(&model)).unwrap().remove(0);
             assert!(max_relative(&f.data, &forward.data) < 1e-12, "forward, case {seed}, {isa}");
-            let b = cpu.born(&[model.clone()], &[dm.clone()]).unwrap().remove(0);
+            let b = cpu.born(std::slice::from_ref(&model), std::slice::from_ref(&dm)).unwrap().remove(0);
             assert!(
                 max_relative(&b.data, &born.data) < 1e-12,
                 "Born, case {seed}, {isa}: {}",
                 max_relative(&b.data, &born.data)
             );
-            let g = cpu.misfit_and_gradient(&[model.clone()], &[observed.clone()], &L2).unwrap().remove(0);
+            let g = cpu
+                .misfit_and_gradient(std::slice::from_ref(&model), std::slice::from_ref(&observed), &L2)
+                .unwrap()
+                .remove(0);
             assert!((g.value / gradient.value - 1.0).abs() < 1e-12, "misfit, case {seed}, {isa}");
             let e = max_relative(&g.gradient.vp, &gradient.gradient.vp);
             assert!(e < 1e-12, "gradient, case {seed}, {isa}: {e:e}");
@@ -85,7 +91,9 @@ fn bits_do_not_depend_on_threads_batch_or_memory() {
             let options = CpuOptions { precision, fidelity: Some(fidelity), threads, max_bytes, isa: None };
             fwi::wave::build(survey.clone(), &options).unwrap()
         };
-        let alone = with(1, 1 << 30).misfit_and_gradient(&[model.clone()], &[observed.clone()], &L2).unwrap();
+        let alone = with(1, 1 << 30)
+            .misfit_and_gradient(std::slice::from_ref(&model), std::slice::from_ref(&observed), &L2)
+            .unwrap();
         for threads in [1, 2, 3, 8] {
             for max_bytes in [1500 << 10, 3 << 20, 1 << 30] {
                 let cpu = with(threads, max_bytes);
@@ -107,10 +115,10 @@ fn senseless_requests_are_refused_with_numbers() {
     let cpu = |s: Survey| Cpu::<f32>::new(s, &CpuOptions::default());
     let (mut model, _, _) = random_case(&survey, 1);
     model.vp[[2, 2]] = 9000.0;
-    let e = cpu(survey.clone()).unwrap().forward(&[model.clone()]).unwrap_err().to_string();
+    let e = cpu(survey.clone()).unwrap().forward(std::slice::from_ref(&model)).unwrap_err().to_string();
     assert!(e.contains("unstable") && e.contains("9000"), "{e}");
     model.vp[[2, 2]] = 300.0;
-    let e = cpu(survey.clone()).unwrap().forward(&[model.clone()]).unwrap_err().to_string();
+    let e = cpu(survey.clone()).unwrap().forward(std::slice::from_ref(&model)).unwrap_err().to_string();
     assert!(e.contains("undersampled") && e.contains("300"), "{e}");
     model.vp[[2, 2]] = f64::NAN;
     assert!(cpu(survey.clone()).unwrap().forward(&[model]).unwrap_err().to_string().contains("row 2, column 2"));
@@ -138,7 +146,8 @@ fn masked_samples_do_not_count() {
     counted.live[[1, 2]] = false;
     counted.live[[0, 0]] = false;
     assert_eq!(masked.mask, counted);
-    let a = cpu.misfit_and_gradient(&[model.clone()], &[masked.clone()], &L2).unwrap().remove(0);
+    let a =
+        cpu.misfit_and_gradient(std::slice::from_ref(&model), std::slice::from_ref(&masked), &L2).unwrap().remove(0);
     let by_hand = 0.5 * masked.rms(&a.synthetic).powi(2) * masked.mask.samples() as f64;
     assert!((a.value / by_hand - 1.0).abs() < 1e-12);
     assert_eq!(L2.name(), "l2");

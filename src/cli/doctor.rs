@@ -1,6 +1,7 @@
 //! `fwi doctor`: what this machine offers and what this binary is.
 
 use super::options::available_memory;
+use super::tell;
 use fwi::wave::cpu::vector::Isa;
 use fwi::wave::{CpuOptions, Precision, Propagator, build};
 use fwi::{Model, Result, Survey};
@@ -10,25 +11,27 @@ use std::time::Instant;
 
 /// Runs the subcommand.
 pub fn run() -> Result<ExitCode> {
-    println!("fwi {} ({}, {})", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
+    tell(format_args!("fwi {} ({}, {})", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH))?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let sets: Vec<String> = Isa::available().iter().map(|i| i.to_string()).collect();
-    println!("cores: {cores}");
-    println!("instruction sets: {} (the first is used)", sets.join(", "));
+    tell(format_args!("cores: {cores}"))?;
+    tell(format_args!("instruction sets: {} (the first is used)", sets.join(", ")))?;
     match available_memory() {
-        Some(free) => println!("memory: {:.1} GB free", free as f64 / f64::from(1u32 << 30)),
-        None => println!("memory: the system does not tell; runs are limited to 4 GB unless --max-memory says else"),
+        Some(free) => tell(format_args!("memory: {:.1} GB free", free as f64 / f64::from(1u32 << 30)))?,
+        None => tell(format_args!(
+            "memory: the system does not tell; runs are limited to 4 GB unless --max-memory says else"
+        ))?,
     }
-    println!("backends: cpu");
+    tell(format_args!("backends: cpu"))?;
     let model = Model::from_map(Array2::from_shape_fn((70, 70), |(z, _)| 1500.0 + 40.0 * z as f64));
     for precision in [Precision::F32, Precision::F64] {
         let p = build(Survey::openfwi(), &CpuOptions { precision, ..CpuOptions::default() })?;
-        println!(
+        tell(format_args!(
             "{}: {:.1} ms a forward gather, {} MB a gradient at most",
             p.describe(),
             1e3 * best_forward(&*p, &model)?,
             p.gradient_bytes() >> 20
-        );
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,8 +1,9 @@
 //! `fwi forward`: gathers of a stack of velocity maps, modelled in batches while the next ones are read.
 
-use super::options::Engine;
+use super::note;
+use super::options::{Engine, parse_positive, same_file, usable};
 use fwi::io::{ArrayWriter, DType, Limits, Maps};
-use fwi::{Model, Result, Survey};
+use fwi::{Error, Model, Result, Survey};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ pub struct Args {
     #[arg(short, long, value_name = "GATHER")]
     output: PathBuf,
     /// Sponge velocity, m/s [default: the smallest velocity of each map]
-    #[arg(long, value_name = "V")]
+    #[arg(long, value_name = "V", value_parser = parse_positive)]
     vmin: Option<f64>,
     #[command(flatten)]
     engine: Engine,
@@ -29,6 +30,9 @@ const BATCH: usize = 4;
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode> {
     let survey = Survey::openfwi();
+    if same_file(&args.maps, &args.output) {
+        return Err(Error::Usage(format!("{}: would be overwritten; choose another -o", args.maps.display())));
+    }
     let mut maps = Maps::open(&args.maps, survey.map_shape(), &Limits::default())?;
     let propagator = args.engine.propagator(survey.clone())?;
     let (ns, nt, nr) = survey.gather_shape();
@@ -38,7 +42,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         1 => ArrayWriter::create(&args.output, &[nt, nr], dtype, Some(ns))?,
         _ => ArrayWriter::create(&args.output, &[ns, nt, nr], dtype, Some(n))?,
     };
-    eprintln!("engine: {}", propagator.describe());
+    note(format_args!("engine: {}", propagator.describe()));
     let bar = ProgressBar::new(n as u64).with_style(
         ProgressStyle::with_template("{bar:24} {pos}/{len} gathers, {per_sec}, {eta} left").expect("a valid template"),
     );
@@ -53,9 +57,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         let count = (BATCH * threads).min(n - done);
         let mut batch = Vec::with_capacity(count);
         for i in done..done + count {
-            let mut model = Model::from_map(maps.get(i)?);
-            model.vmin = args.vmin.unwrap_or(model.vmin);
-            batch.push(model);
+            let model = Model::from_map(maps.get(i)?);
+            batch.push(usable(model, args.vmin, &survey, &args.maps, i)?);
         }
         for gather in propagator.forward(&batch)? {
             let data = gather.data.view();
@@ -68,11 +71,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         done += count;
         bar.set_position(done as u64);
         if bar.is_hidden() && (done == n || done % (100 * threads) < count) {
-            eprintln!("{done} of {n} gathers, {:.1} per second", done as f64 / since.elapsed().as_secs_f64());
+            let rate = done as f64 / since.elapsed().as_secs_f64();
+            note(format_args!("{done} of {n} gathers, {rate:.1} per second"));
         }
     }
     writer.finish()?;
     bar.finish_and_clear();
-    eprintln!("wrote {}", args.output.display());
+    note(format_args!("wrote {}", args.output.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,15 +1,16 @@
 //! `fwi invert`: one gather to a velocity map with figures, result and log.
 
 use super::monitor::{Budget, Convergence, Monitor};
-use super::options::{Engine, memory_line, parse_duration, peak_memory};
-use super::rundir::RunDir;
+use super::note;
+use super::options::{Engine, memory_line, observe, parse_duration, parse_positive, peak_memory};
+use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, RunDir, VELOCITY, VELOCITY_FIGURE};
 use fwi::invert::{Inversion, Outcome, Settings, Stage, Start, StopReason};
-use fwi::io::{Gathers, Limits, read_map, write_array, write_atomic};
+use fwi::io::{Limits, read_map, write_array, write_atomic};
 use fwi::{Error, Observed, Propagator, Result, Survey, family, plot};
 use ndarray::Array2;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,15 +34,15 @@ pub struct Args {
     #[arg(long, value_name = "MAP")]
     truth: Option<PathBuf>,
     /// Most evaluations (one forward and one adjoint each)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_evals: Option<u64>,
     /// Most time, such as 90s, 10m or 1h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     time_limit: Option<Duration>,
     /// Stop when the data rms falls to this
-    #[arg(long, value_name = "RMS")]
+    #[arg(long, value_name = "RMS", value_parser = parse_positive)]
     target_rms: Option<f64>,
-    /// Continue the run that was interrupted or ran into a limit in DIR
+    /// Continue the run that was interrupted or ran into a limit in DIR; without one, begin
     #[arg(long)]
     resume: bool,
     /// Overwrite what an earlier run left in DIR
@@ -85,16 +86,22 @@ impl Args {
     fn plan(&self) -> Result<Plan> {
         let survey = Survey::openfwi();
         let limits = Limits::default();
-        let mut gathers = Gathers::open(&self.gather, survey.gather_shape(), &limits)?;
-        let observed = Observed::new(fwi::Gather::new(gathers.get(self.index)?));
+        let observed = observe(&self.gather, self.index, &survey)?;
         let truth = self.truth.as_ref().map(|p| read_map(p, survey.map_shape(), &limits)).transpose()?;
         let start = match self.start.as_str() {
             "gradient" => Start::Gradient,
+            map if !map.contains(['.', ':', '/']) && !Path::new(map).exists() => {
+                return Err(Error::Usage(format!("--start {map}: is neither \"gradient\" nor a file; name a map")));
+            }
             map => Start::Map(read_map(map, survey.map_shape(), &limits)?),
         };
         let [low, high] = self.method.bounds[..] else {
             return Err(Error::Usage("--bounds takes two velocities, as in 1500,4500".into()));
         };
+        if low < high {
+            let fail = |e| Error::Usage(format!("--bounds {low},{high}: {e}; narrow the bounds"));
+            survey.check_velocities(low, high, low).map_err(fail)?;
+        }
         let mut settings = Settings {
             bounds: (low, high),
             memory: self.method.memory,
@@ -111,7 +118,7 @@ impl Args {
 
     fn say(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            note(text);
         }
     }
 }
@@ -138,6 +145,17 @@ impl Signals {
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode> {
     let plan = args.plan()?;
+    let propagator = args.engine.propagator(plan.survey.clone())?;
+    let fine = args.engine.refinement(plan.survey.clone())?;
+    let signals = Signals::install()?;
+    let mut inversion = Inversion::new(&*propagator, &plan.observed, plan.settings.clone())?.cancel(&signals.stop);
+    if let Some(truth) = &plan.truth {
+        inversion = inversion.truth(truth)?;
+    }
+    if let Some(fine) = &fine {
+        inversion = inversion.refine(&**fine)?;
+    }
+    // nothing in the directory is touched before all that was asked for is known to make sense
     let mut dir = RunDir::open(&args.output)?;
     if args.resume && dir.is_finished() {
         args.say(&format!("{}: this inversion had come to its end; nothing to resume", args.output.display()));
@@ -153,29 +171,22 @@ pub fn run(args: Args) -> Result<ExitCode> {
     dir.sweep();
     let state = if args.resume { dir.checkpoint()? } else { None };
     if !args.resume {
-        dir.finish()?;
+        dir.clear()?;
     }
-    let propagator = args.engine.propagator(plan.survey.clone())?;
-    let fine = args.engine.refinement(plan.survey.clone())?;
     report(&args, &plan, &*propagator, fine.as_deref());
     if let Some(state) = &state {
         args.say(&format!("resuming after iteration {}", state.iterations()));
     } else if args.resume {
         args.say("no checkpoint yet; starting from the beginning");
     }
-    let signals = Signals::install()?;
-    let mut inversion = Inversion::new(&*propagator, &plan.observed, plan.settings.clone())?.cancel(&signals.stop);
-    if let Some(truth) = &plan.truth {
-        inversion = inversion.truth(truth)?;
-    }
-    if let Some(fine) = &fine {
-        inversion = inversion.refine(&**fine)?;
-    }
     let before = dir.open_log(state.as_ref().map_or(0, |s| s.iterations()))?;
     let budget = Budget { evaluations: args.max_evals, time: args.time_limit };
     let mut monitor = Monitor::new(&mut dir, budget, before, args.quiet);
     let outcome = match state {
-        Some(state) => inversion.resume(state, &mut monitor),
+        Some(state) => inversion.resume(state, &mut monitor).map_err(|e| match e {
+            Error::Usage(what) => Error::Usage(format!("{}: {what}", args.output.display())),
+            other => other,
+        }),
         None => inversion.run(&plan.start, &mut monitor),
     };
     monitor.finish();
@@ -220,13 +231,13 @@ fn write_outputs(
     (history, stages): &Convergence,
 ) -> Result<()> {
     let map = &outcome.model.vp;
-    write_array(dir.file("velocity.npy"), map.mapv(|v| v as f32).view())?;
+    write_array(dir.file(VELOCITY), map.mapv(|v| v as f32).view())?;
     let synthetic = propagator.forward(std::slice::from_ref(&outcome.model))?.remove(0);
     let png = |name: &str, bytes: Vec<u8>| write_atomic(dir.file(name), |w| w.write_all(&bytes));
     let truth = plan.truth.as_ref().map(|t| t.view());
-    png("velocity.png", plot::map_figure(map.view(), plan.survey.dx, Some(start.view()), truth)?)?;
-    png("gather.png", plot::gather_figure(&plan.observed, Some(&synthetic), &plan.survey, None)?)?;
-    png("convergence.png", plot::convergence_figure(history, stages)?)?;
+    png(VELOCITY_FIGURE, plot::map_figure(map.view(), plan.survey.dx, Some(start.view()), truth)?)?;
+    png(GATHER_FIGURE, plot::gather_figure(&plan.observed, Some(&synthetic), &plan.survey, None)?)?;
+    png(CONVERGENCE_FIGURE, plot::convergence_figure(history, stages)?)?;
     let result = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "gather": args.gather,
@@ -258,7 +269,7 @@ fn conclude(args: &Args, outcome: &Outcome, dir: &RunDir, signals: &Signals) -> 
         "data rms {:.3e}{mae} after {} evaluations in {:.0} s: {}",
         outcome.data_rms, outcome.evaluations, outcome.seconds, outcome.stop
     ));
-    args.say(&format!("wrote {}", dir.file("velocity.npy").display()));
+    args.say(&format!("wrote {}", dir.file(VELOCITY).display()));
     match outcome.stop {
         StopReason::Cancelled => {
             let signal = signals.number.load(Ordering::SeqCst) as i32;

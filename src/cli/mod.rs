@@ -10,24 +10,33 @@ mod plot;
 mod rundir;
 
 use clap::{Parser, Subcommand};
-use fwi::Result;
+use fwi::{Error, Result};
+use std::fmt::Display;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Full-waveform inversion of OpenFWI gathers: from recorded waves to a map of the ground.
 #[derive(Parser)]
-#[command(version, max_term_width = 110, after_help = EXIT_CODES)]
+#[command(version, max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes: 0 success, 1 a check failed, 2 wrong usage, 3 a file holds something else than is needed, 4 the system
-refused to read or write, 5 the memory limit is too small, 6 the numbers broke down, 130 and 143 stopped by SIGINT or
-SIGTERM with the state saved for --resume.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0         success
+  1         a check failed
+  2         wrong usage
+  3         a file holds something else than is needed
+  4         the system refused to read or write
+  5         the memory limit is too small
+  6         the numbers broke down
+  130, 143  stopped by SIGINT or SIGTERM, the state saved for --resume
 
-Files: .npy, .npz and .h5 are told apart by content when read and by extension when written; file.npz:name and
-file.h5:/dataset name one array in a file of several.";
+Files: .npy, .npz and .h5 are told apart by content when read and by
+extension when written; file.npz:name and file.h5:/dataset name one array
+in a file of several.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -52,4 +61,14 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Plot(args) => plot::run(args),
         Command::Doctor => doctor::run(),
     }
+}
+
+/// A line for the user on standard error. One that cannot be shown is no reason to stop.
+pub fn note(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// A line of results on standard output.
+fn tell(line: impl Display) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(|e| Error::io("standard output", "write", e))
 }

@@ -1,5 +1,6 @@
 //! What a running inversion shows: a bar on a terminal, plain lines elsewhere; the log and the checkpoints.
 
+use super::note;
 use super::rundir::{LogLine, RunDir};
 use fwi::invert::{Observer, Progress, State};
 use fwi::plot;
@@ -45,8 +46,9 @@ pub struct Monitor<'a> {
     dir: &'a mut RunDir,
     bar: Option<ProgressBar>,
     budget: Budget,
-    /// Evaluations and time of the first evaluation seen here, for the rate.
-    origin: Option<(u64, Instant)>,
+    /// When it began, and the evaluations that were done by then, for the rate.
+    since: Instant,
+    before: Option<u64>,
     last_line: Option<Instant>,
     /// A failed write of the log, raised at the next checkpoint.
     failed: Option<Error>,
@@ -56,7 +58,7 @@ pub struct Monitor<'a> {
 
 impl<'a> Monitor<'a> {
     /// Continues after the lines of a run that is resumed.
-    pub fn new(dir: &'a mut RunDir, budget: Budget, before: Vec<LogLine>, quiet: bool) -> Self {
+    pub fn new(dir: &'a mut RunDir, budget: Budget, lines: Vec<LogLine>, quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal() && !quiet;
         let bar = terminal.then(|| {
             let bar = match budget.evaluations {
@@ -68,7 +70,16 @@ impl<'a> Monitor<'a> {
             bar.with_style(ProgressStyle::with_template(template).expect("a valid template"))
         });
         let last_line = quiet.then(|| Instant::now() + Duration::from_secs(u64::from(u32::MAX)));
-        Self { dir, bar, budget, origin: None, last_line, failed: None, convergence: convergence(before) }
+        Self {
+            dir,
+            bar,
+            budget,
+            since: Instant::now(),
+            before: None,
+            last_line,
+            failed: None,
+            convergence: convergence(lines),
+        }
     }
 
     /// Takes the bar away.
@@ -80,8 +91,8 @@ impl<'a> Monitor<'a> {
 
     /// Evaluations per second, and the seconds left at that rate.
     fn pace(&mut self, at: &Progress) -> (f64, Option<f64>) {
-        let (first, since) = *self.origin.get_or_insert_with(|| (at.evaluation.saturating_sub(1), Instant::now()));
-        let rate = (at.evaluation - first) as f64 / since.elapsed().as_secs_f64().max(1e-3);
+        let before = *self.before.get_or_insert(at.evaluation.saturating_sub(1));
+        let rate = (at.evaluation - before) as f64 / self.since.elapsed().as_secs_f64().max(1e-3);
         let by_evaluations = self.budget.evaluations.map(|n| n.saturating_sub(at.evaluation) as f64 / rate.max(1e-9));
         let by_time = self.budget.time.map(|t| (t.as_secs_f64() - at.seconds).max(0.0));
         (rate, by_evaluations.into_iter().chain(by_time).reduce(f64::min))
@@ -117,7 +128,8 @@ impl Observer for Monitor<'_> {
             self.last_line.is_none_or(|t| Instant::now().checked_duration_since(t).is_some_and(|d| d >= LINE_EVERY));
         if self.bar.is_none() && due {
             let (rate, left) = self.pace(at);
-            eprintln!("iteration {}, evaluation {}: {}", at.iteration, at.evaluation, message(at, rate, left));
+            let text = message(at, rate, left);
+            note(format_args!("iteration {}, evaluation {}: {text}", at.iteration, at.evaluation));
             self.last_line = Some(Instant::now());
         }
     }

@@ -1,8 +1,10 @@
 //! Options that several subcommands share, and their resolution into a propagator.
 
 use clap::{Args, ValueEnum};
+use fwi::io::{Gathers, Limits};
 use fwi::wave::{CpuOptions, Fidelity, Precision, Propagator, build};
-use fwi::{Error, Result, Survey};
+use fwi::{Error, Gather, Model, Observed, Result, Survey};
+use std::path::Path;
 
 /// Bytes that the process takes besides the propagator's fields: code, gathers, optimiser, figures.
 const BASE_BYTES: u64 = 64 << 20;
@@ -12,7 +14,7 @@ const BASE_BYTES: u64 = 64 << 20;
 #[command(next_help_heading = "Computing")]
 pub struct Engine {
     /// Worker threads; 0 takes one per core
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value = "0", value_name = "N", value_parser = parse_threads)]
     pub threads: usize,
     /// Floating-point type of the wave fields [default: f32; an inversion ends in f64 where f32 rounding stops it]
     #[arg(long, value_enum)]
@@ -120,6 +122,48 @@ pub fn parse_duration(text: &str) -> std::result::Result<std::time::Duration, St
         || humantime::parse_duration(text).map_err(|e| format!("{e}; write for example 90s, 10m or 1h")),
         Ok,
     )
+}
+
+/// More threads than this only take time and memory to start.
+const MAX_THREADS: usize = 1024;
+
+fn parse_threads(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|n| *n <= MAX_THREADS).ok_or_else(|| format!("write a number from 0 to {MAX_THREADS}"))
+}
+
+/// A finite number above zero.
+pub fn parse_positive(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && *v > 0.0).ok_or_else(|| "write a number above 0".into())
+}
+
+/// The model with the sponge velocity that was asked for, if the survey can compute it. `path` and `index` tell where
+/// its map comes from.
+pub fn usable(mut model: Model, vmin: Option<f64>, survey: &Survey, path: &Path, index: usize) -> Result<Model> {
+    let (slowest, fastest) = (model.vmin, model.vmax());
+    survey.check_velocities(slowest, fastest, slowest).map_err(|e| Error::input(path, format!("map {index}: {e}")))?;
+    if let Some(vmin) = vmin {
+        let fail = |e| Error::Usage(format!("--vmin {vmin}: {e}; leave it out or take one near {slowest:.0}"));
+        survey.check_velocities(slowest, fastest, vmin).map_err(fail)?;
+        model.vmin = vmin;
+    }
+    Ok(model)
+}
+
+/// The observed gather, if there is anything in it to compare with.
+pub fn observe(path: &Path, index: usize, survey: &Survey) -> Result<Observed> {
+    let data = Gathers::open(path, survey.gather_shape(), &Limits::default())?.get(index)?;
+    let observed = Observed::new(Gather::new(data));
+    match observed.mask.samples() {
+        0 => {
+            Err(Error::input(path, format!("gather {index}: every trace is zero or not finite; nothing can be fitted")))
+        }
+        _ => Ok(observed),
+    }
+}
+
+/// Whether two names stand for one existing file.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
 /// Bytes of memory that are free for new work, where the system tells.

@@ -1,5 +1,7 @@
 //! `fwi plot`: PNG figures of maps, gathers and logs, told apart by shape.
 
+use super::options::same_file;
+use super::tell;
 use fwi::io::{ArrayFile, Gathers, Limits, Maps, write_atomic};
 use fwi::{Error, Gather, Observed, Result, Survey, plot};
 use std::path::{Path, PathBuf};
@@ -17,9 +19,9 @@ pub struct Args {
     /// True map to compare a single map with
     #[arg(long, value_name = "MAP")]
     truth: Option<PathBuf>,
-    /// Which item of a stack of gathers, from 0
-    #[arg(long, value_name = "I", default_value_t = 0)]
-    index: usize,
+    /// Which item of a stack, from 0 [default: the first gather, all maps]
+    #[arg(long, value_name = "I")]
+    index: Option<usize>,
     /// Draw one shot of a gather, from 0 [default: all]
     #[arg(long, value_name = "S")]
     shot: Option<usize>,
@@ -33,23 +35,37 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.files.len() > 1 && args.output.is_some() {
         return Err(Error::Usage("-o names one PNG; leave it out to draw several files".into()));
     }
+    let mut figures: Vec<PathBuf> = Vec::new();
     for file in &args.files {
-        let png = draw(&args, file)?;
         let to = args.output.clone().unwrap_or_else(|| beside(file));
+        let fail = |why: &str| Err(Error::Usage(format!("{}: {why}", to.display())));
+        if !to.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+            return fail("figures are PNG; give the name that extension");
+        }
+        if same_file(file, &to) || figures.contains(&to) {
+            return fail("two files cannot have this name; draw one at a time with -o");
+        }
+        figures.push(to);
+    }
+    for (file, to) in args.files.iter().zip(figures) {
+        let png = draw(&args, file)?;
         write_atomic(&to, |w| w.write_all(&png))?;
-        println!("{}", to.display());
+        tell(format_args!("{}", to.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// "dir/a.npy" and "dir/a.h5:/x" to "dir/a.png".
+/// "dir/a.npy" to "dir/a.png", "dir/a.h5:/x/y" to "dir/a-x-y.png".
 fn beside(file: &Path) -> PathBuf {
     let text = file.to_string_lossy();
-    let path = match text.rsplit_once(':') {
-        Some((path, _)) if !file.exists() => PathBuf::from(path),
-        _ => file.to_path_buf(),
-    };
-    path.with_extension("png")
+    match text.rsplit_once(':') {
+        Some((path, entry)) if !file.exists() => {
+            let stem = Path::new(path).file_stem().unwrap_or_default().to_string_lossy();
+            let entry = entry.trim_matches('/').replace('/', "-");
+            Path::new(path).with_file_name(format!("{stem}-{entry}.png"))
+        }
+        _ => file.with_extension("png"),
+    }
 }
 
 fn draw(args: &Args, file: &Path) -> Result<Vec<u8>> {
@@ -62,12 +78,21 @@ fn draw(args: &Args, file: &Path) -> Result<Vec<u8>> {
     let (nz, nx) = survey.map_shape();
     if shape.ends_with(&[nz, nx]) && shape.len() <= 4 {
         let mut maps = Maps::open(file, survey.map_shape(), &limits)?;
-        return match maps.len() {
-            1 => draw_map(args, &survey, maps.get(0)?),
-            n => draw_sheet(&mut maps, n.min(SHEET)),
+        if args.shot.is_some() {
+            return Err(Error::Usage(format!("{}: is a map; --shot chooses from a gather", file.display())));
+        }
+        return match (args.index, maps.len()) {
+            (None, n) if n > 1 && args.truth.is_some() => {
+                Err(Error::Usage(format!("{}: --truth compares one map; choose with --index", file.display())))
+            }
+            (None, n) if n > 1 => draw_sheet(&mut maps, n.min(SHEET)),
+            (index, _) => draw_map(args, &survey, maps.get(index.unwrap_or(0))?),
         };
     }
-    let data = Gathers::open(file, survey.gather_shape(), &limits)?.get(args.index)?;
+    if args.truth.is_some() {
+        return Err(Error::Usage(format!("{}: is no map; --truth compares maps", file.display())));
+    }
+    let data = Gathers::open(file, survey.gather_shape(), &limits)?.get(args.index.unwrap_or(0))?;
     plot::gather_figure(&Observed::new(Gather::new(data)), None, &survey, args.shot)
 }
 
@@ -86,7 +111,8 @@ fn draw_sheet(maps: &mut Maps, n: usize) -> Result<Vec<u8>> {
 }
 
 fn draw_log(file: &Path) -> Result<Vec<u8>> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, "read", e))?;
+    let bytes = std::fs::read(file).map_err(|e| Error::io(file, "read", e))?;
+    let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<super::rundir::LogLine> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     if lines.is_empty() {
         return Err(Error::input(file, "holds no line of an inversion's log; name the log.jsonl of a run"));

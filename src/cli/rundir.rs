@@ -14,6 +14,16 @@ const CHECKPOINT: &str = "checkpoint.bin";
 const SAFE_CHECKPOINT: &str = "checkpoint-synced.bin";
 const LOG: &str = "log.jsonl";
 const RESULT: &str = "result.json";
+/// The map found, (70, 70) f32.
+pub const VELOCITY: &str = "velocity.npy";
+/// The map as a figure.
+pub const VELOCITY_FIGURE: &str = "velocity.png";
+/// Observed, synthetic and residual gather.
+pub const GATHER_FIGURE: &str = "gather.png";
+/// Data rms over evaluations.
+pub const CONVERGENCE_FIGURE: &str = "convergence.png";
+/// What a run that ends writes besides the log.
+const OUTPUTS: [&str; 5] = [RESULT, VELOCITY, VELOCITY_FIGURE, GATHER_FIGURE, CONVERGENCE_FIGURE];
 const SYNC_EVERY: Duration = Duration::from_secs(15);
 
 /// An output directory held by this process.
@@ -42,6 +52,9 @@ pub struct LogLine {
 impl RunDir {
     /// Makes or opens the directory and locks it. Errors when another process holds it.
     pub fn open(path: &Path) -> Result<Self> {
+        if path.exists() && !path.is_dir() {
+            return Err(Error::Usage(format!("{}: is no directory; choose another -o", path.display())));
+        }
         fs::create_dir_all(path).map_err(|e| Error::io(path, "create", e))?;
         let name = path.join(".lock");
         let lock = File::create(&name).map_err(|e| Error::io(&name, "create", e))?;
@@ -59,7 +72,7 @@ impl RunDir {
 
     /// Whether an inversion has left something here.
     pub fn is_used(&self) -> bool {
-        [CHECKPOINT, SAFE_CHECKPOINT, RESULT].iter().any(|f| self.file(f).exists())
+        [CHECKPOINT, SAFE_CHECKPOINT].iter().chain(&OUTPUTS).any(|f| self.file(f).exists())
     }
 
     /// Whether an inversion has come to its own end here.
@@ -67,13 +80,30 @@ impl RunDir {
         self.file(RESULT).exists() && ![CHECKPOINT, SAFE_CHECKPOINT].iter().any(|f| self.file(f).exists())
     }
 
-    /// Removes the unfinished files of killed processes.
+    /// Removes what an inversion has left here; the result first, so that nothing half removed looks finished.
+    pub fn clear(&self) -> Result<()> {
+        OUTPUTS.iter().chain(&[LOG]).try_for_each(|name| self.remove(name))?;
+        self.finish()
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&path, "remove", e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the unfinished files of killed processes, leaving those of processes that live.
     pub fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.path) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(TMP_PREFIX) && name.ends_with(TMP_SUFFIX) {
+            let Some(rest) = name.strip_prefix(TMP_PREFIX).filter(|_| name.ends_with(TMP_SUFFIX)) else { continue };
+            let writer = rest.split('-').next().unwrap_or_default();
+            // this process has written nothing yet: a file with its number is of an earlier one
+            if writer == std::process::id().to_string() || !Path::new("/proc").join(writer).exists() {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -108,16 +138,10 @@ impl RunDir {
         Ok(())
     }
 
-    /// Removes the checkpoints of an inversion that came to its own end.
+    /// Removes the checkpoints of an inversion that came to its own end; the newest last, to be resumed from if this is
+    /// cut short.
     pub fn finish(&self) -> Result<()> {
-        for name in [CHECKPOINT, SAFE_CHECKPOINT] {
-            let path = self.file(name);
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, "remove", e)),
-                _ => {}
-            }
-        }
-        Ok(())
+        [SAFE_CHECKPOINT, CHECKPOINT].iter().try_for_each(|name| self.remove(name))
     }
 
     /// Opens the log with the lines up to `iterations`, those of a run that is resumed, and returns them.

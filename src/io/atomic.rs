@@ -63,10 +63,9 @@ fn new_tmp(directory: &Path) -> io::Result<NamedTempFile> {
     let prefix = format!("{TMP_PREFIX}{}-", std::process::id());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(TMP_SUFFIX).rand_bytes(8);
-    // Files here are results, not secrets: the umask decides, as for any file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(directory)
+    // Made by hand: files here are results, not secrets, so the umask decides as for any file; and tempfile's own error
+    // would name the unfinished file instead of the one asked for.
+    builder.make_in(directory, |path| File::options().read(true).write(true).create_new(true).open(path))
 }
 
 #[cfg(unix)]

@@ -43,7 +43,7 @@ impl Stack {
         let range = if self.bare && index == 0 { 0..self.file.len() } else { index..index + 1 };
         if index >= self.len() {
             let (path, n) = (self.file.path().display(), self.len());
-            return Err(Error::Usage(format!("{path}: has {n} items; there is no item {index}")));
+            return Err(Error::Usage(format!("{path}: there is no item {index}; it holds {n}, counted from 0")));
         }
         let array = self.file.read::<f64>(range)?;
         Ok(array.into_shape_with_order(self.item.clone()).expect("the shape was checked on opening"))

@@ -87,7 +87,7 @@ impl<T: Real> Workspace<T> {
 /// (D^2 - 1) / 12 times the slope at its end: up to 1e-4 of the gradient.)
 pub fn correlation_weights(nt: usize, decimation: usize) -> Vec<f64> {
     let transition = (16 * decimation).min(nt) as f64;
-    let coarse = |m: usize| if m % decimation == 0 { decimation as f64 } else { 0.0 };
+    let coarse = |m: usize| if m.is_multiple_of(decimation) { decimation as f64 } else { 0.0 };
     let full = |m: usize| {
         let u = ((nt - m) as f64 / transition).min(1.0);
         1.0 - u.powi(4) * (35.0 - 84.0 * u + 70.0 * u * u - 20.0 * u * u * u) // smooth in three derivatives
