@@ -1,12 +1,11 @@
-//! What the fast mode leaves out, measured; memory limits; and the real data where they are at hand.
+//! What the fast mode leaves out, measured, and memory limits.
 
 mod common;
 
-use common::{max_relative, real_data};
-use fwi::io::{Limits, read_gather, read_map};
+use common::max_relative;
 use fwi::misfit::{L1, L2, Misfit};
 use fwi::wave::{CpuOptions, Fidelity, Precision, Propagator, build};
-use fwi::{Gather, Model, Observed, Survey};
+use fwi::{Model, Observed, Survey};
 use ndarray::Array2;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -86,27 +85,5 @@ fn a_memory_limit_does_not_change_the_gradient() {
         let a = roomy.misfit_and_gradient(&model, &observed, &L2).unwrap().remove(0);
         let b = tight.misfit_and_gradient(&model, &observed, &L2).unwrap().remove(0);
         assert_eq!(a.gradient, b.gradient);
-    }
-}
-
-#[test]
-fn the_real_pair_is_reproduced_to_rounding() {
-    let Some(dir) = real_data() else { return };
-    let survey = Survey::openfwi();
-    let limits = Limits::default();
-    let map = read_map(dir.join("curvefault_b_vel.npy"), survey.map_shape(), &limits).unwrap();
-    let data = read_gather(dir.join("curvefault_b_seis.npy"), survey.gather_shape(), &limits).unwrap();
-    let observed = Observed::new(Gather::new(data));
-    let model = [Model::from_map(map)];
-    for (precision, fidelity, limit) in [
-        (Precision::F32, Fidelity::Fast, 9.5e-6),
-        (Precision::F32, Fidelity::Exact, 9.5e-6),
-        (Precision::F64, Fidelity::Exact, 1.5e-5),
-    ] {
-        let p = cpu(precision, Some(fidelity), 2 << 30);
-        let rms = observed.rms(&p.forward(&model).unwrap()[0]);
-        assert!(rms <= limit, "{}: rms {rms:e}", p.describe());
-        let off = Model { vmin: model[0].vmin + 1.0, ..model[0].clone() };
-        assert!(observed.rms(&p.forward(&[off]).unwrap()[0]) > 1.2 * rms, "the sponge's velocity must show");
     }
 }

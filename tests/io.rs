@@ -400,15 +400,3 @@ fn gathers_are_checked() {
     let error = read_gather(&path, (5, 1000, 70), &limits).unwrap_err().to_string();
     assert!(error.contains("holds shape (2, 10, 7)") && error.contains("(5, 1000, 70) or (n, 5, 1000, 70)"), "{error}");
 }
-
-#[test]
-fn real_files() {
-    let root = std::env::var_os("FWI_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
-    let Ok(gather) = read_gather(root.join("curvefault_b_seis.npy"), (5, 1000, 70), &Limits::default()) else {
-        println!("skipped: no real data");
-        return;
-    };
-    assert!(gather.iter().all(|x| x.is_finite()));
-    let map = read_map(root.join("curvefault_b_vel.npy"), (70, 70), &Limits::default()).unwrap();
-    assert!(map.iter().all(|v| (1500.0..=4500.0).contains(v)));
-}

@@ -34,7 +34,7 @@ pub struct Args {
 }
 
 /// Largest residual rms over the data's rms that rounding explains.
-const ROUNDING: f64 = 3e-5;
+const ROUNDING: f64 = 6e-5;
 /// Largest one that still says "almost this map".
 const CLOSE: f64 = 1e-2;
 

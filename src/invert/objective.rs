@@ -18,7 +18,7 @@ pub(super) struct Objective<'a> {
     pub propagator: &'a dyn Propagator,
     pub observed: &'a Observed,
     pub truth: Option<&'a Array2<f64>>,
-    pub misfit: Box<dyn Misfit>,
+    pub misfit: Box<dyn Misfit + 'a>,
     pub encoding: Encoding,
     pub stage: usize,
     pub stage_name: &'a str,

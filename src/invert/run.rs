@@ -10,6 +10,7 @@ use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::stage::{Stage, default_schedule};
 use super::start::{Start, source_velocities};
 use super::state::{At, Best, Ledger, State};
+use crate::misfit::{Misfit, MisfitSpec};
 use crate::{Error, Observed, Propagator, Result};
 use argmin::core::{Problem, Solver, State as _, TerminationReason, TerminationStatus};
 use ndarray::Array2;
@@ -65,6 +66,7 @@ impl Default for Settings {
 pub struct Inversion<'a> {
     propagator: &'a dyn Propagator,
     fine: Option<&'a dyn Propagator>,
+    own: Option<&'a dyn Misfit>,
     observed: &'a Observed,
     settings: Settings,
     truth: Option<&'a Array2<f64>>,
@@ -107,7 +109,7 @@ impl<'a> Inversion<'a> {
         s.stages.iter().try_for_each(|stage| stage.validate(survey.dt))?;
         let known = if s.pin_sources { source_velocities(survey, observed, s.bounds) } else { vec![] };
         let held = known.iter().map(|(p, v)| (p.z * survey.nx + p.x, *v)).collect();
-        Ok(Self { propagator, fine: None, observed, settings, truth: None, cancel: None, held })
+        Ok(Self { propagator, fine: None, own: None, observed, settings, truth: None, cancel: None, held })
     }
 
     /// Gives the true map (nz, nx), so that progress and outcome tell the mean absolute error. Errors on another shape.
@@ -128,6 +130,19 @@ impl<'a> Inversion<'a> {
         }
         self.fine = Some(fine);
         Ok(self)
+    }
+
+    /// Gives the misfit of stages that have [`MisfitSpec::Own`].
+    pub fn own_misfit(mut self, misfit: &'a dyn Misfit) -> Self {
+        self.own = Some(misfit);
+        self
+    }
+
+    fn misfit(&self, stage: &Stage) -> Result<Box<dyn Misfit + 'a>> {
+        match (stage.misfit, self.own) {
+            (MisfitSpec::Own, Some(own)) => Ok(Box::new(own)),
+            _ => Ok(stage.misfit.build(self.propagator.survey().dt)?),
+        }
     }
 
     /// The propagator of a stage.
@@ -233,7 +248,7 @@ impl<'a> Inversion<'a> {
             propagator: self.engine(stage),
             observed: self.observed,
             truth: self.truth,
-            misfit: stage.misfit.build(survey.dt)?,
+            misfit: self.misfit(stage)?,
             encoding: Encoding::new(stage, survey.map_shape(), s.bounds, &self.held),
             stage: state.stage,
             stage_name: &stage.name,

@@ -99,7 +99,9 @@ impl Stage {
     /// Errors, in one line, on limits that make no sense.
     pub fn validate(&self, dt: f64) -> Result<()> {
         let fail = |what: String| Err(Error::Usage(format!("stage \"{}\": {what}", self.name)));
-        self.misfit.build(dt)?;
+        if self.misfit != MisfitSpec::Own {
+            self.misfit.build(dt)?;
+        }
         if self.max_evals == Some(0) {
             return fail("at least one evaluation is needed".into());
         }

@@ -58,6 +58,27 @@ pub trait Misfit: Send + Sync {
     fn name(&self) -> String;
 }
 
+impl<M: Misfit + ?Sized> Misfit for &M {
+    fn evaluate(
+        &self,
+        shot: usize,
+        synthetic: ArrayView2<f64>,
+        observed: ArrayView2<f64>,
+        mask: &Mask,
+        adjoint: ArrayViewMut2<f64>,
+    ) -> f64 {
+        (**self).evaluate(shot, synthetic, observed, mask, adjoint)
+    }
+
+    fn band_limited(&self) -> bool {
+        (**self).band_limited()
+    }
+
+    fn name(&self) -> String {
+        (**self).name()
+    }
+}
+
 /// Writes `synthetic - observed` where the mask lets it count and zero elsewhere, whatever stands there.
 fn residual(
     shot: usize,

@@ -21,6 +21,8 @@ pub enum MisfitSpec {
     StudentT(f64, f64),
     /// [`FilteredL2`], written `lowpass:hz`.
     LowPass(f64),
+    /// The misfit given to [`Inversion::own_misfit`](crate::invert::Inversion::own_misfit); has no spelling to be read.
+    Own,
 }
 
 /// The misfit of that name for records sampled every `dt` s; the table at [`misfit`](super) lists the names.
@@ -29,7 +31,7 @@ pub fn parse(text: &str, dt: f64) -> Result<Box<dyn Misfit>> {
 }
 
 impl MisfitSpec {
-    /// The misfit itself for records sampled every `dt` s. Errors on a corner that `dt` cannot hold.
+    /// The misfit itself for records sampled every `dt` s. Errors on a corner that `dt` cannot hold, and on `Own`.
     pub fn build(self, dt: f64) -> Result<Box<dyn Misfit>> {
         Ok(match self {
             Self::L2 => Box::new(L2),
@@ -37,6 +39,7 @@ impl MisfitSpec {
             Self::Huber(delta) => Box::new(Huber { delta }),
             Self::StudentT(scale, nu) => Box::new(StudentT { scale, nu }),
             Self::LowPass(corner) => Box::new(FilteredL2::new(corner, dt)?),
+            Self::Own => return Err(Error::Usage("a stage has a misfit of its own, but none was given".into())),
         })
     }
 }
@@ -49,6 +52,7 @@ impl fmt::Display for MisfitSpec {
             Self::Huber(delta) => write!(f, "huber:{delta}"),
             Self::StudentT(scale, nu) => write!(f, "student:{scale}:{nu}"),
             Self::LowPass(corner) => write!(f, "lowpass:{corner}"),
+            Self::Own => write!(f, "own"),
         }
     }
 }

@@ -22,15 +22,3 @@ pub fn max_relative<D: Dimension>(a: &Array<f64, D>, b: &Array<f64, D>) -> f64 {
     let error = a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
     if largest == 0.0 { error } else { error / largest }
 }
-
-/// The folder of real OpenFWI files: `FWI_DATA`, or `../shared/data` beside the repository. Says so when it is absent.
-pub fn real_data() -> Option<std::path::PathBuf> {
-    let beside = || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let dir = std::env::var_os("FWI_DATA").map_or_else(beside, Into::into);
-    if dir.join("curvefault_b_seis.npy").exists() {
-        return Some(dir);
-    }
-    let name = std::thread::current().name().unwrap_or("a test").to_string();
-    eprintln!("skipped: {name}: no real data in {} (set FWI_DATA)", dir.display());
-    None
-}
