@@ -257,6 +257,23 @@ fn invert_writes_everything_and_resumes() {
 }
 
 #[test]
+fn memory_limits_are_kept_and_change_nothing() {
+    let bench = Bench::new();
+    let run = |name: &str, options: &str| {
+        ends(&bench, &format!("invert gather.npy -o {name} --max-evals 3 {options}"), 0);
+        let dir = bench.path(name);
+        (std::fs::read(dir.join("velocity.npy")).unwrap(), result(&dir)["peak_memory_bytes"].as_u64())
+    };
+    let (free, peak) = run("free", "--precision f32");
+    let (tight, tight_peak) = run("tight", "--precision f32 --max-memory 150M");
+    assert!(free == tight, "the limit changed the map");
+    if let (Some(peak), Some(tight_peak)) = (peak, tight_peak) {
+        assert!(peak <= 400_000_000, "one f32 gradient took {peak} bytes");
+        assert!(tight_peak <= 150 << 20, "--max-memory 150M took {tight_peak} bytes");
+    }
+}
+
+#[test]
 fn two_processes_do_not_share_a_directory() {
     let bench = Bench::new();
     fs::create_dir(bench.path("held")).unwrap();

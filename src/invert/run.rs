@@ -270,7 +270,7 @@ impl<'a> Inversion<'a> {
     fn iterate(&self, state: &mut State, stage: &Stage, objective: &Objective) -> Result<Halt> {
         if state.at.is_none() {
             match self.enter(state, stage, objective)? {
-                Ok(at) => state.at = Some(at),
+                Ok(at) => (state.at, state.carried) = (Some(at), None),
                 Err(halt) => return Ok(halt),
             }
             self.save(state, objective)?;
