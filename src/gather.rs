@@ -41,6 +41,11 @@ impl Mask {
         Self { nt: shape.1, live: Array2::from_elem((shape.0, shape.2), true) }
     }
 
+    /// Whether this is a mask of gathers of a shape (shots, time samples, receivers).
+    pub fn fits(&self, shape: (usize, usize, usize)) -> bool {
+        self.nt <= shape.1 && self.live.dim() == (shape.0, shape.2)
+    }
+
     /// Number of samples that count.
     pub fn samples(&self) -> usize {
         self.nt * self.live.iter().filter(|&&l| l).count()

@@ -148,8 +148,8 @@ impl Survey {
                 ));
             }
         }
-        if self.wavelet.iter().any(|w| !w.is_finite()) {
-            return fail("the wavelet holds a value that is not finite".into());
+        if self.wavelet.is_empty() || self.wavelet.iter().any(|w| !w.is_finite()) {
+            return fail("the wavelet must hold at least one value, and only finite ones".into());
         }
         Ok(())
     }
@@ -157,6 +157,11 @@ impl Survey {
     /// Checks that `vp` values between `slowest` and `fastest` and this `vmin` give a stable, well sampled run;
     /// the error holds the numbers. At least 3 cells per wavelength are asked at the [bandwidth](Self::bandwidth).
     pub fn check_velocities(&self, slowest: f64, fastest: f64, vmin: f64) -> Result<()> {
+        self.check_sampling(self.bandwidth(), slowest, fastest, vmin)
+    }
+
+    /// [`Survey::check_velocities`] for a bandwidth that is known already.
+    pub(crate) fn check_sampling(&self, band: f64, slowest: f64, fastest: f64, vmin: f64) -> Result<()> {
         if !(slowest.is_finite() && fastest.is_finite() && vmin.is_finite() && slowest > 0.0 && vmin > 0.0) {
             return Err(Error::Numerical(format!(
                 "velocities must be positive and finite, not {slowest}..{fastest} m/s with vmin {vmin} m/s"
@@ -169,7 +174,6 @@ impl Survey {
                 self.dx, self.dt
             )));
         }
-        let band = self.bandwidth();
         let cells = slowest / (self.dx * band);
         if band > 0.0 && cells < 3.0 {
             return Err(Error::Numerical(format!(

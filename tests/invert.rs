@@ -258,6 +258,10 @@ impl Propagator for Broken<'_> {
     fn survey(&self) -> &Survey {
         self.inner.survey()
     }
+    fn arithmetic(&self) -> String {
+        self.inner.arithmetic()
+    }
+
     fn describe(&self) -> String {
         "broken".into()
     }

@@ -52,9 +52,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     } else {
         std::thread::available_parallelism().map_or(1, |n| n.get())
     };
+    // a gather is held three times at most: as samples, stacked, and on its way to the file
+    let fit = (args.engine.budget()? / 2 / (3 * 8 * (ns * nt * nr) as u64)).max(1) as usize;
     let mut done = 0;
     while done < n {
-        let count = (BATCH * threads).min(n - done);
+        let count = (BATCH * threads).min(fit).min(n - done);
         let mut batch = Vec::with_capacity(count);
         for i in done..done + count {
             let model = Model::from_map(maps.get(i)?);

@@ -2,7 +2,7 @@
 
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
-use super::options::{Engine, memory_line, observe, parse_duration, parse_positive, peak_memory};
+use super::options::{Engine, memory_line, observe, parse_duration, parse_positive, peak_memory, same_file};
 use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, RunDir, VELOCITY, VELOCITY_FIGURE};
 use fwi::invert::{Inversion, Outcome, Settings, Stage, Start, StopReason};
 use fwi::io::{Limits, read_map, write_array, write_atomic};
@@ -86,6 +86,13 @@ impl Args {
     fn plan(&self) -> Result<Plan> {
         let survey = Survey::openfwi();
         let limits = Limits::default();
+        let inputs = [Some(&self.gather), self.truth.as_ref()].into_iter().flatten().cloned();
+        for input in inputs.chain([PathBuf::from(&self.start)]) {
+            if same_file(&input, &self.output.join("velocity.npy")) {
+                let message = format!("{}: would be overwritten by the result; choose another -o", input.display());
+                return Err(Error::Usage(message));
+            }
+        }
         let observed = observe(&self.gather, self.index, &survey)?;
         let truth = self.truth.as_ref().map(|p| read_map(p, survey.map_shape(), &limits)).transpose()?;
         let start = match self.start.as_str() {
@@ -100,7 +107,7 @@ impl Args {
         };
         if low < high {
             let fail = |e| Error::Usage(format!("--bounds {low},{high}: {e}; narrow the bounds"));
-            survey.check_velocities(low, high, low).map_err(fail)?;
+            [low, high].iter().try_for_each(|&vmin| survey.check_velocities(low, high, vmin)).map_err(fail)?;
         }
         let mut settings = Settings {
             bounds: (low, high),
@@ -192,8 +199,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     monitor.finish();
     let convergence = std::mem::take(&mut monitor.convergence);
     let outcome = outcome?;
-    let start = plan.start.model(&plan.survey, &plan.observed, plan.settings.bounds)?;
-    write_outputs(&args, &plan, fine.as_deref().unwrap_or(&*propagator), &outcome, &dir, &start.vp, &convergence)?;
+    write_outputs(&args, &plan, fine.as_deref().unwrap_or(&*propagator), &outcome, &dir, &convergence)?;
     conclude(&args, &outcome, &dir, &signals)
 }
 
@@ -227,7 +233,6 @@ fn write_outputs(
     propagator: &dyn Propagator,
     outcome: &Outcome,
     dir: &RunDir,
-    start: &Array2<f64>,
     (history, stages): &Convergence,
 ) -> Result<()> {
     let map = &outcome.model.vp;
@@ -235,14 +240,14 @@ fn write_outputs(
     let synthetic = propagator.forward(std::slice::from_ref(&outcome.model))?.remove(0);
     let png = |name: &str, bytes: Vec<u8>| write_atomic(dir.file(name), |w| w.write_all(&bytes));
     let truth = plan.truth.as_ref().map(|t| t.view());
-    png(VELOCITY_FIGURE, plot::map_figure(map.view(), plan.survey.dx, Some(start.view()), truth)?)?;
+    png(VELOCITY_FIGURE, plot::map_figure(map.view(), plan.survey.dx, Some(outcome.start.vp.view()), truth)?)?;
     png(GATHER_FIGURE, plot::gather_figure(&plan.observed, Some(&synthetic), &plan.survey, None)?)?;
     png(CONVERGENCE_FIGURE, plot::convergence_figure(history, stages)?)?;
     let result = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "gather": args.gather,
         "index": args.index,
-        "start": args.start,
+        "start": if args.resume { "that of the run resumed" } else { args.start.as_str() },
         "family": family::from_gather(&plan.survey, &plan.observed),
         "data_rms": outcome.data_rms,
         "data_rms_per_shot": plan.observed.rms_per_shot(&synthetic),

@@ -58,15 +58,18 @@ impl Engine {
         self.precision == Some(PrecisionArg::F64)
     }
 
-    /// A propagator for `survey`, having said on standard error what memory it will take.
-    pub fn propagator(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
+    /// Bytes that fields and data may take: the limit less what any run needs.
+    pub fn budget(&self) -> Result<u64> {
         let limit = self.max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| free / 2));
-        let Some(max_bytes) = limit.checked_sub(BASE_BYTES) else {
+        limit.checked_sub(BASE_BYTES).ok_or_else(|| {
             let (limit, base) = (limit >> 20, BASE_BYTES >> 20);
-            return Err(Error::Memory(format!(
-                "{limit} MB are less than the {base} MB that any run needs; raise --max-memory"
-            )));
-        };
+            Error::Memory(format!("{limit} MB are less than the {base} MB that any run needs; raise --max-memory"))
+        })
+    }
+
+    /// A propagator for `survey`.
+    pub fn propagator(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
+        let max_bytes = self.budget()?;
         let options = CpuOptions {
             precision: if self.is_double() { Precision::F64 } else { Precision::F32 },
             fidelity: self.fidelity.map(|f| match f {

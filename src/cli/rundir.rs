@@ -72,7 +72,7 @@ impl RunDir {
 
     /// Whether an inversion has left something here.
     pub fn is_used(&self) -> bool {
-        [CHECKPOINT, SAFE_CHECKPOINT].iter().chain(&OUTPUTS).any(|f| self.file(f).exists())
+        [CHECKPOINT, SAFE_CHECKPOINT, LOG].iter().chain(&OUTPUTS).any(|f| self.file(f).exists())
     }
 
     /// Whether an inversion has come to its own end here.

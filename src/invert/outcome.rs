@@ -89,7 +89,9 @@ pub struct Outcome {
     /// The best finite model: of the last stage that ran, lowest in data rms if that was the schedule's last stage,
     /// else lowest in the stage's misfit.
     pub model: Model,
-    /// Rms of the unfiltered residual of that model, in the data's units.
+    /// The model that the inversion began with.
+    pub start: Model,
+    /// Rms of the unfiltered residual of the best model, in the data's units.
     pub data_rms: f64,
     /// Its misfit in that stage.
     pub misfit: f64,
@@ -103,7 +105,7 @@ pub struct Outcome {
     pub seconds: f64,
     /// Why it ended.
     pub stop: StopReason,
-    /// The stages that ran.
+    /// The stages that were entered; one that a limit ended at once has no evaluations.
     pub stages: Vec<StageSummary>,
     /// Traces (shot, receiver) that did not count.
     pub masked: Vec<(usize, usize)>,

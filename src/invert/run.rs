@@ -165,9 +165,9 @@ impl<'a> Inversion<'a> {
         let state = State {
             fingerprint: self.fingerprint(),
             stage: 0,
+            start: model.clone(),
             entry: Best { model, score: nan, misfit: nan, data_rms: nan },
             at: None,
-            carried: None,
             ledger: Ledger::default(),
             seconds: 0.0,
             stages: vec![],
@@ -175,8 +175,8 @@ impl<'a> Inversion<'a> {
         self.drive(state, observer)
     }
 
-    /// Continues from a checkpoint. Limits may differ from the interrupted run's; data, stages, bounds, memory and
-    /// first step must not, else this errors.
+    /// Continues from a checkpoint. Limits may differ from the interrupted run's; data, stages, bounds, memory, first
+    /// step and the propagators' arithmetic must not, else this errors.
     pub fn resume(&self, state: State, observer: &mut dyn Observer) -> Result<Outcome> {
         let other = "the checkpoint belongs to another gather, survey or other settings; give those it was made with";
         if state.fingerprint != self.fingerprint() {
@@ -189,8 +189,9 @@ impl<'a> Inversion<'a> {
 
     fn drive(&self, mut state: State, observer: &mut dyn Observer) -> Result<Outcome> {
         let clock = Clock { before: state.seconds, since: Instant::now() };
+        let mut carried = None;
         loop {
-            let halt = self.run_stage(&mut state, clock, observer)?;
+            let halt = self.run_stage(&mut state, carried.take(), clock, observer)?;
             let best = state.ledger.best.take().unwrap_or_else(|| state.entry.clone());
             let (stop, all) = match halt {
                 Halt::Stage(stop) => (stop, false),
@@ -198,9 +199,10 @@ impl<'a> Inversion<'a> {
             };
             let stage = &self.settings.stages[state.stage];
             let next = self.settings.stages.get(state.stage + 1).filter(|next| next.continues(stage));
-            state.carried = state.at.as_ref().filter(|_| next.is_some()).map(|at| (at.solver.clone(), at.scale));
+            let at = state.at.take();
             let (history, scale, restarts) =
-                state.at.take().map_or((vec![], 1.0, 0), |at| (at.history, at.scale, at.solver.restarts()));
+                at.as_ref().map_or((vec![], 1.0, 0), |at| (at.history.clone(), at.scale, at.solver.restarts()));
+            carried = at.filter(|_| next.is_some());
             state.stages.push(StageSummary {
                 name: stage.name.clone(),
                 misfit: stage.misfit.to_string(),
@@ -228,6 +230,7 @@ impl<'a> Inversion<'a> {
         Outcome {
             mae: self.truth.map(|t| mean_absolute_error(t, &best.model)),
             model: best.model,
+            start: state.start,
             data_rms: best.data_rms,
             misfit: best.misfit,
             evaluations: state.ledger.evaluations,
@@ -239,7 +242,13 @@ impl<'a> Inversion<'a> {
         }
     }
 
-    fn run_stage(&self, state: &mut State, clock: Clock, observer: &mut dyn Observer) -> Result<Halt> {
+    fn run_stage(
+        &self,
+        state: &mut State,
+        carried: Option<At>,
+        clock: Clock,
+        observer: &mut dyn Observer,
+    ) -> Result<Halt> {
         let s = &self.settings;
         let stage = &s.stages[state.stage];
         let survey = self.propagator.survey();
@@ -262,15 +271,15 @@ impl<'a> Inversion<'a> {
             clock,
             live: RefCell::new(Live::new(observer, state.ledger.clone(), scale)),
         };
-        let halt = self.iterate(state, stage, &objective);
+        let halt = self.iterate(state, carried, stage, &objective);
         state.ledger = objective.live.into_inner().ledger;
         halt
     }
 
-    fn iterate(&self, state: &mut State, stage: &Stage, objective: &Objective) -> Result<Halt> {
+    fn iterate(&self, state: &mut State, carried: Option<At>, stage: &Stage, objective: &Objective) -> Result<Halt> {
         if state.at.is_none() {
-            match self.enter(state, stage, objective)? {
-                Ok(at) => (state.at, state.carried) = (Some(at), None),
+            match self.enter(state, carried, stage, objective)? {
+                Ok(at) => state.at = Some(at),
                 Err(halt) => return Ok(halt),
             }
             self.save(state, objective)?;
@@ -316,11 +325,18 @@ impl<'a> Inversion<'a> {
         }
     }
 
-    /// Evaluates the stage's first model.
-    fn enter(&self, state: &State, stage: &Stage, objective: &Objective) -> Result<std::result::Result<At, Halt>> {
-        let carried = state.carried.clone();
-        let (solver, scale) = carried.map_or((self.solver(), None), |(solver, scale)| (solver, Some(scale)));
-        let x = objective.encoding.encode(&state.entry.model);
+    /// Evaluates the stage's first model: where the stage before ended, in its own variables if this one continues it.
+    fn enter(
+        &self,
+        state: &State,
+        carried: Option<At>,
+        stage: &Stage,
+        objective: &Objective,
+    ) -> Result<std::result::Result<At, Halt>> {
+        let (solver, scale, x) = match carried {
+            Some(at) => (at.solver, Some(at.scale), at.x),
+            None => (self.solver(), None, objective.encoding.encode(&state.entry.model)),
+        };
         let Some(point) = objective.point(&x) else {
             let halt = objective.live.borrow_mut().refusal()?;
             return Ok(Err(halt.expect("a refusal has its reason")));
@@ -385,9 +401,10 @@ impl<'a> Inversion<'a> {
         let s = &self.settings;
         let paths: Vec<_> = s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin, g.refined)).collect();
         let o = self.observed;
+        let engines = (self.propagator.arithmetic(), self.fine.map(|p| p.arithmetic()));
         let words =
             (self.propagator.survey(), paths, s.bounds, s.memory, s.first_step, s.depth_exponent, &self.held, &o.mask);
-        hasher.update(format!("{words:?}").as_bytes());
+        hasher.update(format!("{words:?}{engines:?}").as_bytes());
         o.gather.data.iter().for_each(|x| hasher.update(&x.to_le_bytes()));
         hasher.finalize()
     }

@@ -14,12 +14,12 @@ use std::path::Path;
 pub struct State {
     /// Checksum of the data and of what decides the path taken.
     pub(super) fingerprint: u32,
+    /// Where the inversion began.
+    pub(super) start: Model,
     pub(super) stage: usize,
     /// The model that the stage began with, and what is known of it.
     pub(super) entry: Best,
     pub(super) at: Option<At>,
-    /// Solver and scale of the stage before, where the next one continues its problem.
-    pub(super) carried: Option<(Lbfgs, f64)>,
     pub(super) ledger: Ledger,
     pub(super) seconds: f64,
     pub(super) stages: Vec<StageSummary>,
@@ -125,6 +125,7 @@ impl State {
         let n = shape.0 * shape.1 + 1;
         self.stage < stages
             && self.stages.len() == self.stage
+            && model(&self.start)
             && model(&self.entry.model)
             && self.ledger.best.as_ref().is_none_or(|b| model(&b.model))
             && self.seconds >= 0.0

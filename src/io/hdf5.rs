@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 /// Groups and datasets looked at in search of the first array.
 const MAX_SEARCHED: usize = 1000;
 /// Messages (attributes and the like) an object header of the old form may claim; the reader allocates for the claim.
-const MAX_MESSAGES: u16 = 2048;
+const MAX_MESSAGES: u16 = 512;
 /// Chunks kept decoded at most.
 const MAX_CACHED: usize = 4096;
 

@@ -31,8 +31,18 @@ pub fn parse(text: &str, dt: f64) -> Result<Box<dyn Misfit>> {
 }
 
 impl MisfitSpec {
-    /// The misfit itself for records sampled every `dt` s. Errors on a corner that `dt` cannot hold, and on `Own`.
+    /// The misfit itself for records sampled every `dt` s. Errors on a corner that `dt` cannot hold, on
+    /// parameters that are not above zero and finite, and on `Own`.
     pub fn build(self, dt: f64) -> Result<Box<dyn Misfit>> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let sound = match self {
+            Self::L1(x) | Self::Huber(x) => positive(x),
+            Self::StudentT(scale, nu) => positive(scale) && positive(nu),
+            Self::L2 | Self::LowPass(_) | Self::Own => true,
+        };
+        if !sound {
+            return Err(Error::Usage(format!("misfit \"{self}\": its parameters must be above zero and finite")));
+        }
         Ok(match self {
             Self::L2 => Box::new(L2),
             Self::L1(eps) => Box::new(L1 { eps }),

@@ -31,6 +31,9 @@ pub trait Propagator: Send + Sync {
     /// One line for logs: backend, precision, fidelity, threads.
     fn describe(&self) -> String;
 
+    /// What of it decides the rounding and accuracy of results, for telling whether a checkpoint may go on here.
+    fn arithmetic(&self) -> String;
+
     /// Synthetic gathers of the models.
     fn forward(&self, models: &[Model]) -> Result<Vec<Gather>>;
 
@@ -62,12 +65,13 @@ pub trait Propagator: Send + Sync {
     /// Gives memory that is kept for the next call back to the system.
     fn release(&self) {}
 
-    /// Bytes that [`Propagator::misfit_and_gradient`] takes beyond its arguments, at most.
+    /// Most bytes that [`Propagator::misfit_and_gradient`] of one model and a band-limited misfit takes besides its
+    /// arguments and results.
     fn gradient_bytes(&self) -> u64;
 }
 
-/// Checks a model's shape and velocities against the survey.
-pub(crate) fn check_model(survey: &Survey, m: &Model) -> Result<()> {
+/// Checks a model's shape and velocities against the survey; `bandwidth` is [`Survey::bandwidth`], computed once.
+pub(crate) fn check_model(survey: &Survey, bandwidth: f64, m: &Model) -> Result<()> {
     if m.vp.dim() != survey.map_shape() {
         let ((a, b), (nz, nx)) = (m.vp.dim(), survey.map_shape());
         return Err(crate::Error::Usage(format!("the map is {a} x {b} but the survey's grid is {nz} x {nx}")));
@@ -76,5 +80,13 @@ pub(crate) fn check_model(survey: &Survey, m: &Model) -> Result<()> {
     if let Some(((z, x), v)) = m.vp.indexed_iter().find(|(_, v)| !v.is_finite()) {
         return Err(crate::Error::Numerical(format!("the velocity at row {z}, column {x} is {v}; it must be finite")));
     }
-    survey.check_velocities(slowest, m.vmax(), m.vmin)
+    survey.check_sampling(bandwidth, slowest, m.vmax(), m.vmin)
+}
+
+/// Errors when a list has not one entry a model.
+pub(crate) fn same_length(what: &str, found: usize, models: usize) -> Result<()> {
+    if found == models {
+        return Ok(());
+    }
+    Err(crate::Error::Usage(format!("{found} {what} were given for {models} models; give one for each")))
 }

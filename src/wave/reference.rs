@@ -19,6 +19,7 @@ use ndarray::{Array2, Array3};
 #[derive(Clone, Debug)]
 pub struct Reference {
     survey: Survey,
+    bandwidth: f64,
 }
 
 /// Coefficients over the padded grid.
@@ -36,7 +37,8 @@ impl Reference {
     /// A reference propagator; errors on an acquisition that makes no sense.
     pub fn new(survey: Survey) -> Result<Self> {
         survey.validate()?;
-        Ok(Self { survey })
+        let bandwidth = survey.bandwidth();
+        Ok(Self { survey, bandwidth })
     }
 
     /// Damping rate at a cell: side strips over the full height, top and bottom strips over the inner columns.
@@ -53,7 +55,7 @@ impl Reference {
     }
 
     fn grid(&self, m: &Model) -> Result<Grid> {
-        super::check_model(&self.survey, m)?;
+        super::check_model(&self.survey, self.bandwidth, m)?;
         let (rows, cols) = self.survey.padded_shape();
         let alpha = Array2::from_shape_fn((rows, cols), |(z, x)| {
             (m.vp[self.inner(z, x)] * self.survey.dt / self.survey.dx).powi(2)
@@ -133,6 +135,10 @@ impl Propagator for Reference {
         "reference f64, exact, 1 thread".into()
     }
 
+    fn arithmetic(&self) -> String {
+        "f64, exact".into()
+    }
+
     fn forward(&self, models: &[Model]) -> Result<Vec<Gather>> {
         models
             .iter()
@@ -149,6 +155,7 @@ impl Propagator for Reference {
     }
 
     fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>> {
+        super::same_length("directions", directions.len(), models.len())?;
         let born_one = |(m, dm): (&Model, &Model)| {
             let g = self.grid(m)?;
             let scale = (self.survey.dt / self.survey.dx).powi(2);
@@ -188,10 +195,16 @@ impl Propagator for Reference {
         observed: &[Observed],
         misfit: &dyn Misfit,
     ) -> Result<Vec<Evaluation>> {
+        super::same_length("observed gathers", observed.len(), models.len())?;
         models.iter().zip(observed).map(|(m, obs)| self.evaluate(m, obs, misfit)).collect()
     }
 
     fn wavefield(&self, model: &Model, source: Position, wavelet: &[f64], every: usize) -> Result<Array3<f32>> {
+        if every == 0 || source.z >= self.survey.nz || source.x >= self.survey.nx {
+            let message =
+                format!("a wavefield needs a source inside the map and every >= 1, not {source:?} and {every}");
+            return Err(crate::Error::Usage(message));
+        }
         let g = self.grid(model)?;
         let history = self.fields(&g, source, 1.0, &|it| wavelet.get(it).copied().unwrap_or(0.0));
         let levels = self.survey.nt.div_ceil(every);

@@ -3,7 +3,12 @@
 //! What is not exact to rounding hangs on one switch, [`Fidelity`]: `Exact` updates every cell at every step and
 //! correlates at every step; `Fast` restricts both (see `window.rs` and `shot.rs`).
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod born;
+mod flush;
 pub mod grid;
+mod memory;
 mod rows;
 pub mod schedule;
 mod setup;
@@ -13,11 +18,13 @@ mod window;
 
 use super::{Evaluation, Propagator, check_model};
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
-use grid::{Buffer, Layout, kappa_rows, with_room};
+use born::{Born, Wavefield};
+use grid::{Buffer, Layout, kappa_rows};
+use memory::{Memory, Sums};
 use ndarray::{Array2, Array3, s};
 use schedule::Pool;
 use setup::Setup;
-use shot::{Adjoint, Born, Forward, Shot, Wavefield, Workspace};
+use shot::{Adjoint, Forward, Shot, Workspace};
 use std::sync::Mutex;
 use vector::{Isa, Real};
 
@@ -35,7 +42,7 @@ pub enum Precision {
 pub enum Fidelity {
     /// Every cell, every step: exact to rounding.
     Exact,
-    /// Causal windows, and a history of every fourth step (fewer for coarse time steps).
+    /// Causal windows, and a history of every third step (more for coarse time steps).
     Fast,
 }
 
@@ -68,11 +75,17 @@ pub struct Cpu<T: Real> {
     fidelity: Fidelity,
     /// Every how many steps the gradient's sums are taken.
     decimation: usize,
-    /// Weights of the steps in those sums, for misfits that keep to the data's band, and for others.
-    weights: (Vec<f64>, Vec<f64>),
-    max_bytes: u64,
+    /// Highest frequency of the wavelet, Hz.
+    bandwidth: f64,
+    memory: Memory,
     pool: Pool,
-    workspaces: Mutex<Vec<Workspace<T>>>,
+    workspaces: Mutex<Idle<T>>,
+}
+
+/// Workspaces that wait for the next call, all made for one number of shots in flight.
+struct Idle<T> {
+    in_flight: usize,
+    workspaces: Vec<Workspace<T>>,
 }
 
 /// Makes a SIMD propagator. Errors on a senseless survey or when not even one shot fits the memory limit.
@@ -107,102 +120,43 @@ impl<T: Real> Cpu<T> {
         survey.validate()?;
         let layout = Layout::new::<T>(&survey);
         let fidelity = options.fidelity.unwrap_or(if T::LINE == 16 { Fidelity::Fast } else { Fidelity::Exact });
+        let bandwidth = survey.bandwidth();
         let decimation = match fidelity {
             Fidelity::Exact => 1,
             // the product of both fields holds nothing above twice the wavelet's band, but the adjoint field sets in
             // abruptly at the record's end, and grids of fast cells carry that up to 0.26 / dt: every third step is safe
-            Fidelity::Fast => ((1.0 / (survey.dt * 4.5 * survey.bandwidth())) as usize).clamp(1, 3),
+            Fidelity::Fast => ((1.0 / (survey.dt * 4.5 * bandwidth)) as usize).clamp(1, 3),
         };
-        let weights = (shot::correlation_weights(survey.nt, decimation), vec![1.0; survey.nt]);
         let isa = options.isa.unwrap_or_else(Isa::best);
         if !Isa::available().contains(&isa) {
             return Err(Error::Usage(format!("this machine has no {isa}; it has {:?}", Isa::available())));
         }
-        let pool = Pool::new(options.threads)?;
-        let cpu = Self {
-            survey,
-            layout,
-            isa,
-            fidelity,
-            decimation,
-            weights,
-            max_bytes: options.max_bytes,
-            pool,
-            workspaces: Mutex::default(),
-        };
-        cpu.check_memory()?;
-        Ok(cpu)
+        let pool = Pool::new(options.threads);
+        let memory = Memory::new(&survey, &layout, size_of::<T>(), decimation, options.max_bytes)?;
+        let workspaces = Mutex::new(Idle { in_flight: 0, workspaces: vec![] });
+        Ok(Self { survey, layout, isa, fidelity, decimation, bandwidth, memory, pool, workspaces })
     }
 
-    /// Bytes of one field.
-    fn field_bytes(&self) -> u64 {
-        (self.layout.field_len() * size_of::<T>()) as u64
-    }
-
-    /// Bytes that a shot takes besides history and snapshots: forward and adjoint fields, sums, data.
-    fn fixed_bytes(&self) -> u64 {
-        let samples = self.survey.nt * self.survey.receivers.len();
-        5 * self.field_bytes() + (samples * (2 * size_of::<T>() + 16)) as u64
-    }
-
-    /// Bytes for histories that one of `shots` shots in flight may take.
-    fn history_budget(&self, shots: usize) -> u64 {
-        (self.max_bytes / shots as u64).saturating_sub(self.fixed_bytes())
-    }
-
-    /// Least bytes of history and snapshots that a full-grid shot can do with.
-    fn least_history(&self, weights: &[f64]) -> u64 {
-        let full = window::Windows::full(&self.layout);
-        (1..=self.survey.nt).map(|n| self.history_bytes(&full, weights, n)).min().unwrap_or(0)
-    }
-
-    /// Weights of the steps in the gradient of a misfit.
-    fn weights_of(&self, misfit: &dyn Misfit) -> &[f64] {
-        if misfit.band_limited() { &self.weights.0 } else { &self.weights.1 }
-    }
-
-    fn history_bytes(&self, windows: &window::Windows, weights: &[f64], segments: usize) -> u64 {
-        let history = shot::longest_history(windows, weights, segments);
-        (with_room(history) * size_of::<T>()) as u64 + 2 * (segments as u64 - 1) * self.field_bytes()
-    }
-
-    fn check_memory(&self) -> Result<()> {
-        let least = self.fixed_bytes() + self.least_history(&self.weights.1);
-        if least > self.max_bytes {
-            return Err(Error::Memory(format!(
-                "one shot's gradient needs at least {} MB, more than the {} MB allowed; raise --max-memory",
-                least.div_ceil(1 << 20),
-                self.max_bytes >> 20
-            )));
-        }
-        Ok(())
-    }
-
-    /// How many shots may be in flight, at most `wanted`.
-    fn in_flight(&self, wanted: usize, weights: &[f64]) -> usize {
-        let least = self.fixed_bytes() + self.least_history(weights);
-        wanted.min((self.max_bytes / least.max(1)) as usize).max(1)
-    }
-
-    /// The fewest segments whose history fits the budget.
-    fn segments(&self, windows: &window::Windows, weights: &[f64], budget: u64) -> usize {
-        let fits = |&n: &usize| self.history_bytes(windows, weights, n) <= budget;
-        (1..=self.survey.nt).find(fits).unwrap_or_else(|| {
-            (1..=self.survey.nt).min_by_key(|&n| self.history_bytes(windows, weights, n)).unwrap_or(1)
-        })
+    /// The steps at which the gradient of a misfit is summed.
+    fn sums_of(&self, misfit: &dyn Misfit) -> &Sums {
+        if misfit.band_limited() { &self.memory.sparse } else { &self.memory.full }
     }
 
     fn take_workspace(&self) -> Workspace<T> {
-        let pooled = self.workspaces.lock().unwrap_or_else(|e| e.into_inner()).pop();
+        let pooled = self.idle().workspaces.pop();
         pooled.unwrap_or_else(|| Workspace::new(&self.layout))
     }
 
     fn put_workspace(&self, w: Workspace<T>) {
-        self.workspaces.lock().unwrap_or_else(|e| e.into_inner()).push(w);
+        self.idle().workspaces.push(w);
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Idle<T>> {
+        self.workspaces.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn setups(&self, models: &[Model]) -> Result<setup::Setups<T>> {
-        models.iter().try_for_each(|m| check_model(&self.survey, m))?;
+        models.iter().try_for_each(|m| check_model(&self.survey, self.bandwidth, m))?;
         Ok(setup::Setups::new(models.len(), self.survey.sources.len()))
     }
 
@@ -253,8 +207,8 @@ impl<T: Real> Cpu<T> {
         let windows = setup.windows(&self.survey, &self.layout, shot);
         let source = self.survey.sources[shot];
         let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
-        let weights = self.weights_of(misfit);
-        let segments = self.segments(&windows, weights, budget);
+        let weights = &self.sums_of(misfit).weights[..];
+        let segments = self.memory.segments(&windows, weights, budget);
         let mut workspace = self.take_workspace();
         let run = self.shot_of(setup, &windows, source, &injection, weights);
         vector::run(self.isa, Forward { shot: &run, workspace: &mut workspace, segments: Some(segments) });
@@ -289,17 +243,16 @@ impl<T: Real> Propagator for Cpu<T> {
     }
 
     fn describe(&self) -> String {
+        let threads = self.pool.threads();
+        format!("CPU {}, {}, {threads} thread{}", self.isa, self.arithmetic(), if threads == 1 { "" } else { "s" })
+    }
+
+    fn arithmetic(&self) -> String {
         let fidelity = match self.fidelity {
             Fidelity::Exact => "exact".to_string(),
             Fidelity::Fast => format!("fast (causal windows, history every {} steps)", self.decimation),
         };
-        format!(
-            "CPU {}, {}, {fidelity}, {} thread{}",
-            self.isa,
-            T::NAME,
-            self.pool.threads(),
-            if self.pool.threads() == 1 { "" } else { "s" }
-        )
+        format!("{}, {fidelity}", T::NAME)
     }
 
     fn forward(&self, models: &[Model]) -> Result<Vec<Gather>> {
@@ -312,7 +265,7 @@ impl<T: Real> Propagator for Cpu<T> {
             let source = self.survey.sources[shot];
             let injection = self.injection((models[i].vp[[source.z, source.x]] * self.survey.dt).powi(2));
             let mut workspace = self.take_workspace();
-            let run = self.shot_of(&setup, &windows, source, &injection, &self.weights.1);
+            let run = self.shot_of(&setup, &windows, source, &injection, &self.memory.full.weights);
             vector::run(self.isa, Forward { shot: &run, workspace: &mut workspace, segments: None });
             let data = self.samples(&workspace.data);
             self.put_workspace(workspace);
@@ -323,6 +276,7 @@ impl<T: Real> Propagator for Cpu<T> {
     }
 
     fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>> {
+        super::same_length("directions", directions.len(), models.len())?;
         if let Some(d) = directions.iter().find(|d| d.vp.dim() != self.survey.map_shape()) {
             return Err(Error::Usage(format!(
                 "a direction of shape {:?} does not fit the map {:?}",
@@ -344,7 +298,7 @@ impl<T: Real> Propagator for Cpu<T> {
             let d_alpha = setup::d_alpha_rows(sv, &self.layout, model, dm);
             let d_kappa: Buffer<T> = kappa_rows(sv, &self.layout, dm.vmin);
             let (mut workspace, mut perturbed) = (self.take_workspace(), self.take_workspace());
-            let run = self.shot_of(&setup, &windows, source, &injection, &self.weights.1);
+            let run = self.shot_of(&setup, &windows, source, &injection, &self.memory.full.weights);
             let (d_alpha, d_kappa, d_injection) = (&d_alpha, &d_kappa, &d_injection[..]);
             let kernel = Born {
                 shot: &run,
@@ -370,15 +324,22 @@ impl<T: Real> Propagator for Cpu<T> {
         observed: &[Observed],
         misfit: &dyn Misfit,
     ) -> Result<Vec<Evaluation>> {
-        if let Some(o) = observed.iter().find(|o| o.gather.data.dim() != self.survey.gather_shape()) {
+        super::same_length("observed gathers", observed.len(), models.len())?;
+        let fits =
+            |o: &Observed| o.gather.data.dim() == self.survey.gather_shape() && o.mask.fits(self.survey.gather_shape());
+        if let Some(o) = observed.iter().find(|o| !fits(o)) {
             let (found, wanted) = (o.gather.data.dim(), self.survey.gather_shape());
-            return Err(Error::Usage(format!("the observed gather is {found:?} but the survey records {wanted:?}")));
+            return Err(Error::Usage(format!(
+                "the observed gather, or its mask, is {found:?} but the survey records {wanted:?}"
+            )));
         }
         let ns = self.survey.sources.len();
         let jobs = models.len() * ns;
         let setups = self.setups(models)?;
-        let in_flight = self.in_flight(self.pool.threads() + jobs % self.pool.threads(), self.weights_of(misfit));
-        let budget = self.history_budget(in_flight);
+        let (in_flight, budget) = self.memory.share(self.pool.wanted(jobs), self.sums_of(misfit));
+        if std::mem::replace(&mut self.idle().in_flight, in_flight) != in_flight {
+            self.release(); // histories of another size must not add up with those to come
+        }
         let results = self.pool.map_split(
             jobs,
             in_flight,
@@ -404,7 +365,7 @@ impl<T: Real> Propagator for Cpu<T> {
     }
 
     fn wavefield(&self, model: &Model, source: Position, wavelet: &[f64], every: usize) -> Result<Array3<f32>> {
-        check_model(&self.survey, model)?;
+        check_model(&self.survey, self.bandwidth, model)?;
         if every == 0 || source.z >= self.survey.nz || source.x >= self.survey.nx {
             return Err(Error::Usage(format!(
                 "a wavefield needs a source inside the map and every >= 1, not {source:?} and {every}"
@@ -413,7 +374,7 @@ impl<T: Real> Propagator for Cpu<T> {
         let setup = Setup::new(&self.survey, &self.layout, model, false);
         let windows = setup.windows(&self.survey, &self.layout, 0);
         let injection: Vec<T> = wavelet.iter().map(|&w| T::from_f64(w)).collect();
-        let shot = self.shot_of(&setup, &windows, source, &injection, &self.weights.1);
+        let shot = self.shot_of(&setup, &windows, source, &injection, &self.memory.full.weights);
         let l = self.layout;
         let mut out = Array3::zeros((self.survey.nt.div_ceil(every), l.rows, l.cols));
         let visit = |level: usize, field: &[T]| {
@@ -430,14 +391,11 @@ impl<T: Real> Propagator for Cpu<T> {
     }
 
     fn release(&self) {
-        self.workspaces.lock().unwrap_or_else(|e| e.into_inner()).clear();
+        self.idle().workspaces.clear();
     }
 
     fn gradient_bytes(&self) -> u64 {
-        let full = window::Windows::full(&self.layout);
-        let shots = self.in_flight(self.pool.threads().min(self.survey.sources.len()) + 1, &self.weights.0);
-        let segments = self.segments(&full, &self.weights.0, self.history_budget(shots));
-        shots as u64 * (self.fixed_bytes() + self.history_bytes(&full, &self.weights.0, segments))
+        self.memory.most(self.pool.wanted(self.survey.sources.len()))
     }
 }
 

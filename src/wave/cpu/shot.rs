@@ -16,7 +16,7 @@
 //! at once, the sums must be full; [`correlation_weights`] blends from one to the other.
 
 use super::grid::{Buffer, Coefficients, Layout};
-use super::rows::{Correlation, scatter_row, step_rows, store_segment, wrap_row};
+use super::rows::{Correlation, step_rows, store_segment, wrap_row};
 use super::vector::{Kernel, Real, Vector};
 use super::window::{STEPS_PER_BIN, Windows};
 
@@ -43,7 +43,7 @@ pub struct Shot<'a, T> {
 /// Fields and history of one shot; reused from shot to shot.
 pub struct Workspace<T> {
     /// The fields of the last two steps; which is which alternates with the step's parity.
-    fields: [Buffer<T>; 2],
+    pub(super) fields: [Buffer<T>; 2],
     /// The same of the adjoint.
     adjoint: [Buffer<T>; 2],
     /// Correlation sums of the adjoint.
@@ -109,7 +109,7 @@ fn segment_begin(nt: usize, segments: usize, k: usize) -> usize {
 impl<T: Real> Shot<'_, T> {
     /// One step of all rows inside the window, without injection.
     #[inline(always)]
-    unsafe fn step<V: Vector<Elem = T>>(&self, m: usize, field: &[T], out: &mut [T]) {
+    pub(super) unsafe fn step<V: Vector<Elem = T>>(&self, m: usize, field: &[T], out: &mut [T]) {
         let (l, c) = (self.layout, self.coefficients);
         for (band, segments) in self.windows.at(m) {
             for &seg in segments {
@@ -187,7 +187,7 @@ impl<T: Real> Shot<'_, T> {
         history
     }
 
-    fn inject(&self, m: usize, field: &mut [T]) {
+    pub(super) fn inject(&self, m: usize, field: &mut [T]) {
         if let Some(&w) = self.injection.get(m) {
             field[self.source] = field[self.source].plus(w);
         }
@@ -211,6 +211,8 @@ impl<T: Real> Shot<'_, T> {
                 history = unsafe { self.store::<V>(m, out, history) };
             }
         }
+        // streaming stores are not ordered by themselves, and the adjoint may run on another thread
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     }
 
     /// Whether each receiver lies in the window, at a step.
@@ -251,8 +253,6 @@ impl<T: Real> Kernel<T> for Forward<'_, T> {
             }
             unsafe { shot.forward_range::<V>(ws, begin, end, k + 1 == n) };
         }
-        // streaming stores are not ordered by themselves, and the adjoint may run on another thread
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     }
 }
 
@@ -336,92 +336,6 @@ impl<T: Real> Shot<'_, T> {
                 if inside[r] {
                     out[i] = out[i].plus(residual[m * nr + r]);
                 }
-            }
-        }
-    }
-}
-
-/// Born modelling of one shot into `workspace.data`: the field and its perturbation side by side.
-pub struct Born<'a, T> {
-    /// The shot.
-    pub shot: &'a Shot<'a, T>,
-    /// Fields of the background.
-    pub workspace: &'a mut Workspace<T>,
-    /// Fields of the perturbation; its `data` receive the samples.
-    pub perturbed: &'a mut Workspace<T>,
-    /// Rows of the perturbation of `alpha`, laid out like `Coefficients::alpha`.
-    pub d_alpha: &'a Buffer<T>,
-    /// Rows of the perturbation of `kappa`, laid out like `Coefficients::kappa`.
-    pub d_kappa: &'a Buffer<T>,
-    /// Perturbation of the injection.
-    pub d_injection: &'a [T],
-}
-
-impl<T: Real> Kernel<T> for Born<'_, T> {
-    type Out = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Vector<Elem = T>>(self) {
-        let Self { shot, workspace, perturbed, d_alpha, d_kappa, d_injection } = self;
-        let (l, c, nr) = (shot.layout, shot.coefficients, shot.receivers.len());
-        workspace.fields.iter_mut().chain(&mut perturbed.fields).for_each(Buffer::clear);
-        perturbed.data.resize(shot.nt * nr, T::default());
-        let scattering = Shot { injection: d_injection, ..*shot };
-        for m in 0..shot.nt {
-            let now = m % 2;
-            let [a, b] = &mut workspace.fields;
-            let (field, out) =
-                if now == 0 { (b.as_slice(), a.as_mut_slice()) } else { (a.as_slice(), b.as_mut_slice()) };
-            let [a, b] = &mut perturbed.fields;
-            let (d_field, d_out) =
-                if now == 0 { (b.as_slice(), a.as_mut_slice()) } else { (a.as_slice(), b.as_mut_slice()) };
-            unsafe { shot.step::<V>(m, d_field, d_out) };
-            for (band, segments) in shot.windows.at(m) {
-                for z in band.begin..band.end {
-                    let alpha = &d_alpha.as_slice()[c.alpha_row[z]..];
-                    let kappa = &d_kappa.as_slice()[c.kappa_row[z]..];
-                    for &seg in segments {
-                        unsafe { scatter_row::<V>(l, alpha, kappa, field, out, d_out, z, seg) };
-                    }
-                    wrap_row(l, d_out, z);
-                }
-            }
-            scattering.inject(m, d_out);
-            unsafe { shot.step::<V>(m, field, out) };
-            shot.inject(m, out);
-            for (d, &r) in perturbed.data[m * nr..][..nr].iter_mut().zip(shot.receivers) {
-                *d = d_out[r];
-            }
-        }
-    }
-}
-
-/// The field of one source, every `every`-th step handed to `visit(level, field)`.
-pub struct Wavefield<'a, T, F> {
-    /// The source.
-    pub shot: &'a Shot<'a, T>,
-    /// Fields.
-    pub workspace: &'a mut Workspace<T>,
-    /// Every how many steps.
-    pub every: usize,
-    /// Takes the level's number and the field.
-    pub visit: F,
-}
-
-impl<T: Real, F: FnMut(usize, &[T])> Kernel<T> for Wavefield<'_, T, F> {
-    type Out = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Vector<Elem = T>>(mut self) {
-        self.workspace.fields.iter_mut().for_each(Buffer::clear);
-        let [even, odd] = &mut self.workspace.fields;
-        for m in 0..self.shot.nt {
-            let (field, out) =
-                if m % 2 == 0 { (odd.as_slice(), even.as_mut_slice()) } else { (even.as_slice(), odd.as_mut_slice()) };
-            unsafe { self.shot.step::<V>(m, field, out) };
-            self.shot.inject(m, out);
-            if m % self.every == 0 {
-                (self.visit)(m / self.every, out);
             }
         }
     }

@@ -4,6 +4,9 @@
 //! neighbours out of registers instead of loading them again; elsewhere on short arrays that the compiler turns into
 //! AVX2, NEON or whatever the target has.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
+pub use super::flush::FlushToZero;
 use std::fmt;
 
 /// Bytes that rows are aligned to and padded to: one cache line.
@@ -193,117 +196,6 @@ unsafe impl<T: Real, const N: usize, const FUSED: bool> Vector for Block<T, N, F
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use super::Vector;
-    use std::arch::x86_64::*;
-
-    /// Sixteen f32.
-    #[derive(Clone, Copy)]
-    pub struct F32x16(__m512);
-    /// Eight f64.
-    #[derive(Clone, Copy)]
-    pub struct F64x8(__m512d);
-
-    macro_rules! vector {
-        ($v:ident, $t:ty, $lanes:expr, $splat:ident, $load:ident, $store:ident, $stream:ident, $add:ident, $sub:ident,
-         $mul:ident, $fmadd:ident, $fmsub:ident, $to:ident, $from:ident, $align:ident) => {
-            unsafe impl Vector for $v {
-                type Elem = $t;
-                const LANES: usize = $lanes;
-                #[inline(always)]
-                unsafe fn splat(x: $t) -> Self {
-                    unsafe { Self($splat(x)) }
-                }
-                #[inline(always)]
-                unsafe fn load(p: *const $t) -> Self {
-                    unsafe { Self($load(p)) }
-                }
-                #[inline(always)]
-                unsafe fn store(self, p: *mut $t) {
-                    unsafe { $store(p, self.0) }
-                }
-                #[inline(always)]
-                unsafe fn stream(self, p: *mut $t) {
-                    unsafe { $stream(p, self.0) }
-                }
-                #[inline(always)]
-                unsafe fn add(self, b: Self) -> Self {
-                    unsafe { Self($add(self.0, b.0)) }
-                }
-                #[inline(always)]
-                unsafe fn sub(self, b: Self) -> Self {
-                    unsafe { Self($sub(self.0, b.0)) }
-                }
-                #[inline(always)]
-                unsafe fn mul(self, b: Self) -> Self {
-                    unsafe { Self($mul(self.0, b.0)) }
-                }
-                #[inline(always)]
-                unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-                    unsafe { Self($fmadd(self.0, b.0, c.0)) }
-                }
-                #[inline(always)]
-                unsafe fn mul_sub(self, b: Self, c: Self) -> Self {
-                    unsafe { Self($fmsub(self.0, b.0, c.0)) }
-                }
-                #[inline(always)]
-                unsafe fn sides(_p: *const $t, prev: Self, cur: Self, next: Self) -> [Self; 4] {
-                    unsafe {
-                        let (p, c, n) = ($to(prev.0), $to(cur.0), $to(next.0));
-                        [
-                            Self($from($align::<{ $lanes - 2 }>(c, p))),
-                            Self($from($align::<{ $lanes - 1 }>(c, p))),
-                            Self($from($align::<1>(n, c))),
-                            Self($from($align::<2>(n, c))),
-                        ]
-                    }
-                }
-                #[inline(always)]
-                unsafe fn sum(self) -> f64 {
-                    let lanes: [$t; $lanes] = unsafe { std::mem::transmute(self.0) };
-                    lanes.iter().map(|&x| f64::from(x)).sum()
-                }
-            }
-        };
-    }
-
-    vector!(
-        F32x16,
-        f32,
-        16,
-        _mm512_set1_ps,
-        _mm512_load_ps,
-        _mm512_store_ps,
-        _mm512_stream_ps,
-        _mm512_add_ps,
-        _mm512_sub_ps,
-        _mm512_mul_ps,
-        _mm512_fmadd_ps,
-        _mm512_fmsub_ps,
-        _mm512_castps_si512,
-        _mm512_castsi512_ps,
-        _mm512_alignr_epi32
-    );
-    vector!(
-        F64x8,
-        f64,
-        8,
-        _mm512_set1_pd,
-        _mm512_load_pd,
-        _mm512_store_pd,
-        _mm512_stream_pd,
-        _mm512_add_pd,
-        _mm512_sub_pd,
-        _mm512_mul_pd,
-        _mm512_fmadd_pd,
-        _mm512_fmsub_pd,
-        _mm512_castpd_si512,
-        _mm512_castsi512_pd,
-        _mm512_alignr_epi64
-    );
-}
-
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -323,7 +215,10 @@ impl Isa {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+            {
                 found.push(Self::Avx512);
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -386,7 +281,7 @@ pub fn run<T: Real, K: Kernel<T>>(isa: Isa, kernel: K) -> K::Out {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+#[target_feature(enable = "avx512f,avx2,fma")]
 unsafe fn enter_avx512<T: Real, K: Kernel<T>>(kernel: K) -> K::Out {
     unsafe { kernel.run::<T::Wide>() }
 }
@@ -396,74 +291,3 @@ unsafe fn enter_avx512<T: Real, K: Kernel<T>>(kernel: K) -> K::Out {
 unsafe fn enter_avx2<T: Real, K: Kernel<T>>(kernel: K) -> K::Out {
     unsafe { kernel.run::<T::Fused>() }
 }
-
-/// Flushes denormals to zero on this thread while it lives: fields start at zero and decay in the sponge, and
-/// denormal arithmetic is many times slower.
-pub struct FlushToZero {
-    before: u64,
-}
-
-impl FlushToZero {
-    /// Switches flushing on.
-    pub fn new() -> Self {
-        let before = control();
-        set_control(before | FLUSH);
-        Self { before }
-    }
-}
-
-impl Default for FlushToZero {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Drop for FlushToZero {
-    fn drop(&mut self) {
-        set_control(self.before);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-const FLUSH: u64 = 0x8040; // flush-to-zero and denormals-are-zero bits of MXCSR
-#[cfg(target_arch = "aarch64")]
-const FLUSH: u64 = 1 << 24; // FZ bit of FPCR
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-const FLUSH: u64 = 0;
-
-#[cfg(target_arch = "x86_64")]
-fn control() -> u64 {
-    let mut word = 0u32;
-    // SAFETY: stores the control word to a local.
-    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut word, options(nostack)) };
-    u64::from(word)
-}
-
-#[cfg(target_arch = "x86_64")]
-fn set_control(word: u64) {
-    let word = word as u32;
-    // SAFETY: only the rounding of denormals changes, and only on this thread.
-    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack)) };
-}
-
-#[cfg(target_arch = "aarch64")]
-fn control() -> u64 {
-    let word: u64;
-    // SAFETY: reads a control register.
-    unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) word) };
-    word
-}
-
-#[cfg(target_arch = "aarch64")]
-fn set_control(word: u64) {
-    // SAFETY: only the rounding of denormals changes, and only on this thread.
-    unsafe { std::arch::asm!("msr fpcr, {}", in(reg) word) };
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn control() -> u64 {
-    0
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn set_control(_word: u64) {}
