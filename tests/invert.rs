@@ -2,7 +2,7 @@
 
 use fwi::invert::{Inversion, Observer, Outcome, Progress, Settings, Stage, Stall, Start, State, StopReason, Vmin};
 use fwi::misfit::MisfitSpec;
-use fwi::wave::{Evaluation, Reference};
+use fwi::wave::{Cpu, CpuOptions, Evaluation, Reference};
 use fwi::{Error, Gather, Misfit, Model, Observed, Position, Propagator, Result, Survey, survey};
 use ndarray::{Array2, Array3};
 use std::path::Path;
@@ -142,8 +142,11 @@ fn resumed_after_every_iteration_gives_the_same_bits() {
     let observed = observe(&p);
     let mut stages = schedule();
     stages[2].max_evals = Some(14);
+    // goes on with what the stage before learnt, on another propagator
+    stages.push(Stage { refined: true, max_evals: Some(8), ..stages[2].clone() });
+    let fine = Cpu::<f32>::new(tiny(), &CpuOptions::default()).unwrap();
     let settings = Settings { memory: 4, ..settings(stages, 1000) };
-    let inversion = Inversion::new(&p, &observed, settings).unwrap();
+    let inversion = Inversion::new(&p, &observed, settings.clone()).unwrap().refine(&fine).unwrap();
     let mut straight = Recorder::default();
     let whole = inversion.run(&near(), &mut straight).unwrap();
     assert!(whole.iterations >= 12, "{}", whole.iterations);
@@ -169,6 +172,9 @@ fn resumed_after_every_iteration_gives_the_same_bits() {
     let middle = &straight.checkpoints[straight.checkpoints.len() / 2];
     let out = inversion.resume(State::from_bytes(middle, Path::new("checkpoint")).unwrap(), &mut ()).unwrap();
     assert_eq!(bits(&whole), bits(&out));
+    let state = State::from_bytes(middle, Path::new("checkpoint")).unwrap();
+    let unrefined = Inversion::new(&p, &observed, settings).unwrap().resume(state, &mut ()).unwrap_err();
+    assert!(unrefined.to_string().contains("belongs to another"), "{unrefined}");
 }
 
 #[test]
