@@ -114,7 +114,7 @@ pub fn taylor_test(propagator: &dyn Propagator, seed: u64) -> Result<TaylorTest>
     Ok(TaylorTest { remainders, slope, slopes: extremes })
 }
 
-/// Wavy layers with some texture, 1600..4400 m/s.
+/// Wavy layers with some texture, 1650..4350 m/s.
 fn random_model(survey: &Survey, rng: &mut StdRng) -> Model {
     let thickness = rng.random_range(6.0..20.0);
     let (wave, phase, height) = (rng.random_range(0.05..0.2), rng.random_range(0.0..6.0), rng.random_range(0.0..5.0));

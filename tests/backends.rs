@@ -7,6 +7,9 @@ use fwi::misfit::{L2, Misfit};
 use fwi::wave::cpu::vector::Isa;
 use fwi::wave::{Cpu, CpuOptions, Fidelity, Precision, Propagator, Reference};
 use fwi::{Gather, Mask, Observed, Position, Survey, survey::ricker};
+use ndarray::ArrayView2;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 fn exact(isa: Isa) -> CpuOptions {
     let fidelity = Some(Fidelity::Exact);
@@ -72,13 +75,27 @@ fn every_instruction_set_matches_the_reference_in_f64() {
 fn wavefields_match_the_reference() {
     let survey = cases().remove(3);
     let (model, _, _) = random_case(&survey, 3);
-    let source = Position { z: 2, x: 7 };
-    let reference = Reference::new(survey.clone()).unwrap().wavefield(&model, source, &[1.0, -0.5], 7).unwrap();
-    let cpu = Cpu::<f64>::new(survey, &exact(Isa::best())).unwrap().wavefield(&model, source, &[1.0, -0.5], 7).unwrap();
-    let error = reference.iter().zip(&cpu).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    let largest = reference.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
-    assert_eq!(reference.dim(), cpu.dim());
-    assert!(error <= 1e-6 * largest && largest > 0.0, "{error:e} of {largest:e}");
+    let sources = [Position { z: 2, x: 7 }, Position { z: 0, x: 39 }, Position { z: 8, x: 0 }];
+    let levels = |p: &dyn Propagator| {
+        let kept = Mutex::new(BTreeMap::new());
+        let visit = |source: usize, level: usize, field: ArrayView2<f64>| {
+            assert!(kept.lock().unwrap().insert((source, level), field.to_owned()).is_none());
+        };
+        p.wavefields(&model, &sources, &[1.0, -0.5], 7, &visit).unwrap();
+        kept.into_inner().unwrap()
+    };
+    let reference = levels(&Reference::new(survey.clone()).unwrap());
+    assert_eq!(reference.len(), 3 * 301usize.div_ceil(7));
+    for threads in [1, 2] {
+        let cpu = Cpu::<f64>::new(survey.clone(), &CpuOptions { threads, ..exact(Isa::best()) }).unwrap();
+        let fields = levels(&cpu);
+        assert!(reference.keys().eq(fields.keys()));
+        for (key, field) in &reference {
+            assert!(max_relative(&fields[key], field) < 1e-12, "source and level {key:?}");
+        }
+        let outside = cpu.wavefields(&model, &[Position { z: 9, x: 0 }], &[1.0], 1, &|_, _, _| {}).unwrap_err();
+        assert!(outside.to_string().contains("outside"), "{outside}");
+    }
 }
 
 #[test]

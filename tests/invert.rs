@@ -2,7 +2,7 @@
 
 use fwi::invert::{Inversion, Observer, Outcome, Progress, Settings, Stage, Stall, Start, State, StopReason, Vmin};
 use fwi::misfit::MisfitSpec;
-use fwi::wave::{Cpu, CpuOptions, Evaluation, Reference};
+use fwi::wave::{Cpu, CpuOptions, Evaluation, Reference, WavefieldVisitor};
 use fwi::{Error, Gather, Misfit, Model, Observed, Position, Propagator, Result, Survey, survey};
 use ndarray::{Array2, Array3};
 use std::path::Path;
@@ -284,8 +284,8 @@ impl Propagator for Broken<'_> {
         }
         Ok(out)
     }
-    fn wavefield(&self, m: &Model, s: Position, w: &[f64], e: usize) -> Result<Array3<f32>> {
-        self.inner.wavefield(m, s, w, e)
+    fn wavefields(&self, m: &Model, s: &[Position], w: &[f64], e: usize, v: &WavefieldVisitor) -> Result<()> {
+        self.inner.wavefields(m, s, w, e, v)
     }
     fn gradient_bytes(&self) -> u64 {
         0

@@ -4,7 +4,7 @@ pub mod cpu;
 pub mod reference;
 
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
-use ndarray::Array3;
+use ndarray::ArrayView2;
 
 pub use cpu::{Cpu, CpuOptions, Fidelity, Precision, build};
 pub use reference::Reference;
@@ -19,6 +19,9 @@ pub struct Evaluation {
     /// The synthetic gather, (shots, time samples, receivers).
     pub synthetic: Gather,
 }
+
+/// Takes the number of a source, the number of a level and the field there, see [`Propagator::wavefields`].
+pub type WavefieldVisitor<'a> = dyn Fn(usize, usize, ArrayView2<f64>) + Sync + 'a;
 
 /// An implementation of the operator. All of them solve the same discrete problem, to rounding.
 ///
@@ -58,9 +61,18 @@ pub trait Propagator: Send + Sync {
         Ok(out.into_iter().map(|e| e.gradient).collect())
     }
 
-    /// The field of any source over the whole padded grid, every `every`-th step: (levels, rows, columns), level `j`
-    /// being the field after step `j * every`. `wavelet[it]` is added at the source cell in step `it`, unscaled.
-    fn wavefield(&self, model: &Model, source: Position, wavelet: &[f64], every: usize) -> Result<Array3<f32>>;
+    /// The fields of any sources over the whole padded grid, every `every`-th step: `visit` is called with the number of
+    /// the source, the number `j` of the level and the field after step `j * every` (rows, columns), possibly from
+    /// several threads at once but in order of levels for each source. `wavelet[it]` is added at the source cell in
+    /// step `it`, unscaled. The visitor keeps what it needs: all of it would be gigabytes.
+    fn wavefields(
+        &self,
+        model: &Model,
+        sources: &[Position],
+        wavelet: &[f64],
+        every: usize,
+        visit: &WavefieldVisitor,
+    ) -> Result<()>;
 
     /// Gives memory that is kept for the next call back to the system.
     fn release(&self) {}
@@ -89,4 +101,23 @@ pub(crate) fn same_length(what: &str, found: usize, models: usize) -> Result<()>
         return Ok(());
     }
     Err(crate::Error::Usage(format!("{found} {what} were given for {models} models; give one for each")))
+}
+
+/// Errors when a wavefield was asked for that makes no sense.
+pub(crate) fn check_wavefields(survey: &Survey, sources: &[Position], every: usize) -> Result<()> {
+    if every == 0 {
+        return Err(crate::Error::Usage(
+            "wavefields are taken at every 1st step or more rarely, not at every 0th".into(),
+        ));
+    }
+    match sources.iter().find(|s| s.z >= survey.nz || s.x >= survey.nx) {
+        Some(s) => {
+            let (nz, nx) = survey.map_shape();
+            Err(crate::Error::Usage(format!(
+                "the source at row {}, column {} lies outside the {nz} x {nx} map",
+                s.z, s.x
+            )))
+        }
+        None => Ok(()),
+    }
 }

@@ -11,7 +11,7 @@
 //!
 //! The adjoint is the transpose of this recursion, and the gradient its plain derivative (Plessix, 2006, for the method).
 
-use super::{Evaluation, Propagator};
+use super::{Evaluation, Propagator, WavefieldVisitor};
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
 use ndarray::{Array2, Array3};
 
@@ -199,16 +199,21 @@ impl Propagator for Reference {
         models.iter().zip(observed).map(|(m, obs)| self.evaluate(m, obs, misfit)).collect()
     }
 
-    fn wavefield(&self, model: &Model, source: Position, wavelet: &[f64], every: usize) -> Result<Array3<f32>> {
-        if every == 0 || source.z >= self.survey.nz || source.x >= self.survey.nx {
-            let message =
-                format!("a wavefield needs a source inside the map and every >= 1, not {source:?} and {every}");
-            return Err(crate::Error::Usage(message));
-        }
+    fn wavefields(
+        &self,
+        model: &Model,
+        sources: &[Position],
+        wavelet: &[f64],
+        every: usize,
+        visit: &WavefieldVisitor,
+    ) -> Result<()> {
+        super::check_wavefields(&self.survey, sources, every)?;
         let g = self.grid(model)?;
-        let history = self.fields(&g, source, 1.0, &|it| wavelet.get(it).copied().unwrap_or(0.0));
-        let levels = self.survey.nt.div_ceil(every);
-        Ok(Array3::from_shape_fn((levels, g.rows, g.cols), |(j, z, x)| history[j * every][[z, x]] as f32))
+        for (i, &source) in sources.iter().enumerate() {
+            let history = self.fields(&g, source, 1.0, &|it| wavelet.get(it).copied().unwrap_or(0.0));
+            history.iter().step_by(every).enumerate().for_each(|(level, field)| visit(i, level, field.view()));
+        }
+        Ok(())
     }
 
     fn gradient_bytes(&self) -> u64 {

@@ -16,12 +16,12 @@ mod shot;
 pub mod vector;
 mod window;
 
-use super::{Evaluation, Propagator, check_model};
+use super::{Evaluation, Propagator, WavefieldVisitor, check_model, check_wavefields};
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
 use born::{Born, Wavefield};
 use grid::{Buffer, Layout, kappa_rows};
 use memory::{Memory, Sums};
-use ndarray::{Array2, Array3, s};
+use ndarray::Array2;
 use schedule::Pool;
 use setup::Setup;
 use shot::{Adjoint, Forward, Shot, Workspace};
@@ -364,30 +364,34 @@ impl<T: Real> Propagator for Cpu<T> {
         Ok(results.chunks(ns).map(evaluation).collect())
     }
 
-    fn wavefield(&self, model: &Model, source: Position, wavelet: &[f64], every: usize) -> Result<Array3<f32>> {
+    fn wavefields(
+        &self,
+        model: &Model,
+        sources: &[Position],
+        wavelet: &[f64],
+        every: usize,
+        visit: &WavefieldVisitor,
+    ) -> Result<()> {
         check_model(&self.survey, self.bandwidth, model)?;
-        if every == 0 || source.z >= self.survey.nz || source.x >= self.survey.nx {
-            return Err(Error::Usage(format!(
-                "a wavefield needs a source inside the map and every >= 1, not {source:?} and {every}"
-            )));
-        }
+        check_wavefields(&self.survey, sources, every)?;
         let setup = Setup::new(&self.survey, &self.layout, model, false);
-        let windows = setup.windows(&self.survey, &self.layout, 0);
+        let windows = window::Windows::full(&self.layout);
         let injection: Vec<T> = wavelet.iter().map(|&w| T::from_f64(w)).collect();
-        let shot = self.shot_of(&setup, &windows, source, &injection, &self.memory.full.weights);
         let l = self.layout;
-        let mut out = Array3::zeros((self.survey.nt.div_ceil(every), l.rows, l.cols));
-        let visit = |level: usize, field: &[T]| {
-            for (z, mut row) in out.slice_mut(s![level, .., ..]).rows_mut().into_iter().enumerate() {
-                for (to, from) in row.iter_mut().zip(&field[l.row(z)..]) {
-                    *to = from.to_f64() as f32;
+        self.pool.map(sources.len(), |i| {
+            let shot = self.shot_of(&setup, &windows, sources[i], &injection, &self.memory.full.weights);
+            let mut level_field = Array2::zeros((l.rows, l.cols));
+            let visit = |level: usize, field: &[T]| {
+                for (z, mut row) in level_field.rows_mut().into_iter().enumerate() {
+                    row.iter_mut().zip(&field[l.row(z)..]).for_each(|(to, from)| *to = from.to_f64());
                 }
-            }
-        };
-        let mut workspace = self.take_workspace();
-        vector::run(self.isa, Wavefield { shot: &shot, workspace: &mut workspace, every, visit });
-        self.put_workspace(workspace);
-        Ok(out)
+                visit(i, level, level_field.view());
+            };
+            let mut workspace = self.take_workspace();
+            vector::run(self.isa, Wavefield { shot: &shot, workspace: &mut workspace, every, visit });
+            self.put_workspace(workspace);
+        });
+        Ok(())
     }
 
     fn release(&self) {
