@@ -258,7 +258,20 @@ fn refuses_bad_files_in_one_line() {
     let mut flipped = fs::read(data("stored.npz")).unwrap();
     let magic = flipped.windows(6).position(|w| w == b"\x93NUMPY").unwrap();
     flipped[magic + 1] ^= 0xff;
+    // The datatype of the dataset made a compound or an enumeration with more members than its message can hold.
+    let swollen = |name: &str, float: &[u8], class: u8| {
+        let mut bytes = fs::read(data(name)).unwrap();
+        let at = bytes.windows(float.len()).position(|w| w == float).unwrap();
+        // The enumeration's base type lies behind it.
+        let head = [class, 0xff, 0xff, 0, 4, 0, 0, 0, 0x13, 0, 0, 0, 4, 0, 0, 0];
+        bytes[at..at + 16].copy_from_slice(&head);
+        bytes
+    };
+    let (single, double) = (b"\x11\x20\x1f\0\x04\0\0\0", b"\x11\x20\x3f\0\x08\0\0\0");
     let table: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("compound", swollen("gzip_shuffle.h5", single, 0x16), "type 3 claims more than its 24 bytes"),
+        ("enumeration", swollen("contiguous.h5", single, 0x38), "type 3 claims more than its 24 bytes"),
+        ("compound, newer header", swollen("latest.h5", double, 0x36), "type 3 claims more than its 20 bytes"),
         ("empty", vec![], "is empty"),
         ("text", b"velocity,1500\n".to_vec(), "neither .npy, .npz nor HDF5 (it begins with 76 65 6c"),
         ("magic alone", b"\x93NUMPY".to_vec(), "truncated"),

@@ -2,26 +2,24 @@
 
 use super::array::Limits;
 use super::dtype::{DType, Element, Kind};
+use super::hdf5_guard::Guarded;
 use super::npy::{BLOCK, MAX_AXES, checked_shape};
 use super::npz::MAX_EXPANSION;
 use flate2::read::ZlibDecoder;
 use hdf5_reader::error::Error;
 use hdf5_reader::filters::{FILTER_DEFLATE, FILTER_NBIT, FILTER_SCALEOFFSET, FILTER_SZIP};
 use hdf5_reader::group::Group;
-use hdf5_reader::storage::{FileStorage, Storage, StorageBuffer};
 use hdf5_reader::{
     ByteOrder, Dataset, Datatype, FilterRegistry, H5Type, Hdf5File, OpenOptions, SliceInfo, SliceInfoElem,
 };
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 /// Groups and datasets looked at in search of the first array.
 const MAX_SEARCHED: usize = 1000;
-/// Messages (attributes and the like) an object header of the old form may claim; the reader allocates for the claim.
-const MAX_MESSAGES: u16 = 512;
 /// Chunks kept decoded at most.
 const MAX_CACHED: usize = 4096;
 
@@ -218,38 +216,8 @@ fn open_file(
         .with_max_object_header_bytes(1 << 20)
         .with_filter_registry(filters);
     let damaged = |e: Error| format!("is damaged or truncated HDF5 ({e})");
-    let storage = Checked { file: FileStorage::open(path).map_err(damaged)?, prefix: Mutex::new((0, 0, 0)) };
+    let storage = Guarded::open(path).map_err(damaged)?;
     Hdf5File::from_storage_with_options(Arc::new(storage), options).map_err(damaged)
-}
-
-/// A file that refuses object headers of version 1 with an absurd number of messages.
-///
-/// Such a header is read twice: its prefix of 16 bytes, which is kept here as (offset, messages, bytes that follow),
-/// and then the whole of it.
-struct Checked {
-    file: FileStorage,
-    prefix: Mutex<(u64, u16, u32)>,
-}
-
-impl Storage for Checked {
-    fn len(&self) -> u64 {
-        self.file.len()
-    }
-
-    fn read_range(&self, offset: u64, len: usize) -> Result<StorageBuffer, Error> {
-        let bytes = self.file.read_range(offset, len)?;
-        let mut prefix = self.prefix.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (at, messages, rest) = *prefix;
-        if messages > MAX_MESSAGES && at == offset && len as u64 == 16 + u64::from(rest) {
-            return Err(Error::InvalidData(format!("object header of {messages} messages; {MAX_MESSAGES} are read")));
-        }
-        if let [1, _, m0, m1, _, _, _, _, r0, r1, r2, r3, ..] = bytes[..]
-            && len == 16
-        {
-            *prefix = (offset, u16::from_le_bytes([m0, m1]), u32::from_le_bytes([r0, r1, r2, r3]));
-        }
-        Ok(bytes)
-    }
 }
 
 fn dataset(file: &Hdf5File, name: Option<&str>) -> Result<Dataset, String> {

@@ -17,6 +17,7 @@ mod atomic;
 mod dtype;
 mod guard;
 mod hdf5;
+mod hdf5_guard;
 mod items;
 mod npy;
 mod npz;
