@@ -49,6 +49,8 @@ fn reads_what_h5py_and_numpy_write() {
         ("half_big_endian.h5", ">f2"),
         ("int32.h5", "<i4"),
         ("groups.h5:inner/first", "<f4"),
+        ("compound.h5", "<f4"),
+        ("compound_latest.h5", "<f4"),
         ("stored.npz", "<f4"),
         ("stored.npz:a", "<f4"),
         ("deflated.npz:a", "<f4"),

@@ -223,3 +223,67 @@ impl<'a> Description<'a> {
 fn number(little_endian: &[u8]) -> u64 {
     little_endian.iter().rev().fold(0, |number, &byte| (number << 8) | u64::from(byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A compound of version 3 with `members`, the first of them nested `depth` times around a number.
+    fn compound(members: u8, depth: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..depth {
+            bytes.extend([0x36, members, 0, 0, 4, 0, 0, 0, b'a', 0, 0]);
+        }
+        bytes.extend([0x10, 0, 0, 0, 4, 0, 0, 0, 0, 0, 32, 0]);
+        bytes
+    }
+
+    #[test]
+    fn members_must_fit_at_every_depth() {
+        let walk = |bytes: &[u8]| Description::new(bytes).walk(0);
+        assert_eq!(walk(&compound(1, 1)), Some(()));
+        assert_eq!(walk(&compound(1, MAX_NESTING)), Some(()));
+        assert_eq!(walk(&compound(1, MAX_NESTING + 1)), None);
+        // Each level's claim alone would fit.
+        let mut nested = compound(9, 10);
+        nested.resize(200, 0);
+        assert_eq!(walk(&nested), None);
+        for len in 0..compound(1, 3).len() {
+            assert_eq!(walk(&compound(1, 3)[..len]), None, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn continued_headers_are_followed() {
+        let mut seen = Seen { superblock: Some((512, 8, 8)), ..Seen::default() };
+        let mut header = vec![1, 0, 2, 0, 1, 0, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(seen.check(600, &header), Ok(()));
+        header.extend([16, 0, 16, 0, 0, 0, 0, 0]);
+        header.extend([1000u64.to_le_bytes(), 48u64.to_le_bytes()].concat());
+        assert_eq!(seen.check(600, &header), Ok(()));
+        // An attribute "k" of version 3 whose type is a compound.
+        let attribute = |members| {
+            let mut block = vec![12, 0, 40, 0, 0, 0, 0, 0, 3, 0, 1, 0, 23, 0, 4, 0, 0, b'k'];
+            block.extend(compound(members, 1));
+            block.resize(48, 0);
+            block
+        };
+        assert_eq!(seen.check(1512, &attribute(1)), Ok(()));
+        assert!(seen.check(1512, &attribute(200)).is_err());
+        assert_eq!(seen.check(1000, &attribute(200)), Ok(()), "not a header");
+    }
+
+    #[test]
+    fn btree_nodes_must_hold_their_records() {
+        let seen = Seen { superblock: Some((0, 8, 8)), ..Seen::default() };
+        let tree = |record: u8, depth: u8, records: u16| {
+            let mut bytes = [b"BTHD\0\x05\0\x02\0\0".as_slice(), &[record, 0, depth, 0, 100, 40], &[0; 22]].concat();
+            bytes[24..26].copy_from_slice(&records.to_le_bytes());
+            seen.btree(&bytes)
+        };
+        assert_eq!(tree(11, 1, 45), Ok(()));
+        for (record, depth, records) in [(11, 1, 65535), (11, 200, 45), (0, 1, 45), (1, 1, 45)] {
+            assert!(tree(record, depth, records).is_err(), "{record} {depth} {records}");
+        }
+    }
+}

@@ -30,6 +30,16 @@ with h5py.File("groups.h5", "w") as f:
     f["inner/second"] = a[:1]
     f["link"] = h5py.SoftLink("/inner/second")
     f.attrs["dt"] = 0.001
+pair = np.dtype([("x", "f8"), ("tag", "S5")])
+colour = h5py.enum_dtype({"red": 0, "green": 1}, basetype="i1")
+record = np.dtype([("a", "f4"), ("pair", pair), ("axes", pair, (2, 3)), ("text", h5py.string_dtype()), ("e", colour)])
+for name, libver in [("compound.h5", "earliest"), ("compound_latest.h5", "latest")]:
+    with h5py.File(name, "w", libver=libver, userblock_size=512) as f:
+        f["gathers"] = a
+        for i in range(6):
+            f["gathers"].attrs[f"source {i}"] = np.zeros(2, pair)
+        f["gathers"].attrs["record"] = h5py.Empty(record)
+        f.create_dataset("before", (2,), record)
 np.savez("stored.npz", a=a, b=a[:2].astype("f2"))
 np.savez_compressed("deflated.npz", note="text", a=a, f=np.asfortranarray(a))
 np.savez_compressed("maps.npz", maps=np.full((3, 1, 6, 5), 2000, "i2"))
