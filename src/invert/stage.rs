@@ -127,9 +127,9 @@ const CONTINUE: Stall = Stall { window: 5, decrease: 0.05 };
 /// Corner frequencies (Hz) of the continuation and the evaluations that each may take.
 const CONTINUATION: [(f64, u64); 4] = [(4.0, 40), (7.0, 40), (11.0, 40), (17.0, 40)];
 
-/// Data rms at which the last stage takes over. Below about 4e-4 the rounding of f32 fields (2e-5 of data whose rms is
+/// Data rms at which the last stage takes over. Below 4e-4 to 7e-4 the rounding of f32 fields (2e-5 of data whose rms is
 /// 1.5) changes the misfit by more than a step of the optimiser does, and line searches fail.
-const REFINE_AT: f64 = 5e-4;
+const REFINE_AT: f64 = 8e-4;
 
 /// The default schedule: low-pass filtered least squares at growing corners, then full-band least squares, at last on
 /// the refined propagator until nothing is gained any more. Made for OpenFWI's 15 Hz Ricker wavelet.
