@@ -4,7 +4,7 @@ use super::options::{Engine, observe, parse_positive, usable};
 use super::tell;
 use fwi::io::{Limits, Maps};
 use fwi::verify::{self, DataVector};
-use fwi::{Error, Gather, Model, Propagator, Result, Survey};
+use fwi::{Gather, Model, Propagator, Result, Survey};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -116,8 +116,5 @@ fn adjoint(args: &Args) -> Result<ExitCode> {
             "the adjoint is NOT exact here; please report this with the lines above"
         }
     ))?;
-    if taylor.remainders.is_empty() {
-        return Err(Error::Numerical("the Taylor test made no step".into()));
-    }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

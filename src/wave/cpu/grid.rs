@@ -129,8 +129,6 @@ pub struct Coefficients<T> {
     pub alpha_row: Vec<usize>,
     /// Start of the `kappa` row of every grid row.
     pub kappa_row: Vec<usize>,
-    /// `vmin`, m/s.
-    pub vmin: f64,
 }
 
 impl<T: Real> Coefficients<T> {
@@ -145,7 +143,6 @@ impl<T: Real> Coefficients<T> {
             kappa: kappa_rows(survey, layout, model.vmin),
             alpha_row: Vec::with_capacity(layout.rows),
             kappa_row: Vec::with_capacity(layout.rows),
-            vmin: model.vmin,
         };
         let (dt, dx) = (T::from_f64(survey.dt), T::from_f64(survey.dx));
         let (two, minus_five, one) = (T::from_f64(2.0), T::from_f64(-5.0), T::from_f64(1.0));

@@ -184,6 +184,11 @@ impl<T: Real> Cpu<T> {
         }
     }
 
+    /// What a source adds to the field at every step: the wavelet times `(v dt)^2`.
+    fn source_injection(&self, model: &Model, source: Position) -> Vec<T> {
+        self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2))
+    }
+
     /// The wavelet times `scale`, rounded.
     fn injection(&self, scale: f64) -> Vec<T> {
         self.survey.wavelet.iter().map(|w| T::from_f64(scale * w)).collect()
@@ -206,7 +211,7 @@ impl<T: Real> Cpu<T> {
     ) -> Pending<'_, T> {
         let windows = setup.windows(&self.survey, &self.layout, shot);
         let source = self.survey.sources[shot];
-        let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
+        let injection = self.source_injection(model, source);
         let weights = &self.sums_of(misfit).weights[..];
         let segments = self.memory.segments(&windows, weights, budget);
         let mut workspace = self.take_workspace();
@@ -221,18 +226,18 @@ impl<T: Real> Cpu<T> {
     fn adjoint_part(&self, setup: &Setup<T>, model: &Model, shot: usize, p: Pending<'_, T>) -> ShotResult {
         let Pending { mut workspace, windows, weights, segments, value, synthetic, residual } = p;
         let source = self.survey.sources[shot];
-        let injection = self.injection((model.vp[[source.z, source.x]] * self.survey.dt).powi(2));
+        let injection = self.source_injection(model, source);
         let run = self.shot_of(setup, &windows, source, &injection, weights);
         let alpha = setup.receiver_alpha.iter().cycle();
         let scaled: Vec<T> = residual.iter().zip(alpha).map(|(r, a)| T::from_f64(r * a)).collect();
         let kernel = Adjoint { shot: &run, workspace: &mut workspace, segments, residual: &scaled };
-        let sums = vector::run(self.isa, kernel);
+        let damping = vector::run(self.isa, kernel);
         let mut folded = setup.fold(&self.survey, &self.layout, workspace.sums());
         for (r, rec) in self.survey.receivers.iter().enumerate() {
             folded[[rec.z, rec.x]] += synthetic.column(r).dot(&residual.column(r));
         }
         self.put_workspace(workspace);
-        let gradient = Model { vp: 2.0 * folded / &model.vp, vmin: sums.damping / model.vmin };
+        let gradient = Model { vp: 2.0 * folded / &model.vp, vmin: damping / model.vmin };
         ShotResult { value, gradient, synthetic }
     }
 }
@@ -263,7 +268,7 @@ impl<T: Real> Propagator for Cpu<T> {
             let setup = setups.get(i, || self.setup(&models[i]));
             let windows = setup.windows(&self.survey, &self.layout, shot);
             let source = self.survey.sources[shot];
-            let injection = self.injection((models[i].vp[[source.z, source.x]] * self.survey.dt).powi(2));
+            let injection = self.source_injection(&models[i], source);
             let mut workspace = self.take_workspace();
             let run = self.shot_of(&setup, &windows, source, &injection, &self.memory.full.weights);
             vector::run(self.isa, Forward { shot: &run, workspace: &mut workspace, segments: None });
@@ -293,7 +298,7 @@ impl<T: Real> Propagator for Cpu<T> {
             let windows = setup.windows(sv, &self.layout, shot);
             let source = sv.sources[shot];
             let (v, dv) = (model.vp[[source.z, source.x]], dm.vp[[source.z, source.x]]);
-            let injection = self.injection((v * sv.dt).powi(2));
+            let injection = self.source_injection(model, source);
             let d_injection = self.injection(2.0 * v * dv * sv.dt * sv.dt);
             let d_alpha = setup::d_alpha_rows(sv, &self.layout, model, dm);
             let d_kappa: Buffer<T> = kappa_rows(sv, &self.layout, dm.vmin);

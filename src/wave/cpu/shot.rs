@@ -56,12 +56,6 @@ pub struct Workspace<T> {
     pub data: Vec<T>,
 }
 
-/// What the adjoint of one shot leaves besides the sums per cell.
-pub struct AdjointSums {
-    /// `sum p_m (lambda_(m+2) - lambda_(m+1)) kappa` over all cells and steps.
-    pub damping: f64,
-}
-
 impl<T: Real> Workspace<T> {
     /// Empty; buffers are taken when first needed.
     pub fn new(layout: &Layout) -> Self {
@@ -275,10 +269,11 @@ pub struct Adjoint<'a, T> {
 }
 
 impl<T: Real> Kernel<T> for Adjoint<'_, T> {
-    type Out = AdjointSums;
+    /// `sum p_m (lambda_(m+2) - lambda_(m+1)) kappa` over all cells and steps.
+    type Out = f64;
 
     #[inline(always)]
-    unsafe fn run<V: Vector<Elem = T>>(self) -> AdjointSums {
+    unsafe fn run<V: Vector<Elem = T>>(self) -> f64 {
         let Self { shot, workspace: ws, segments: n, residual } = self;
         ws.sums.reserve(shot.layout.field_len());
         ws.sums.clear();
@@ -300,7 +295,7 @@ impl<T: Real> Kernel<T> for Adjoint<'_, T> {
             }
             unsafe { shot.adjoint_range::<V>(ws, begin, end, residual, &mut damping) };
         }
-        AdjointSums { damping }
+        damping
     }
 }
 

@@ -62,12 +62,11 @@ impl Windows {
         let (bz, bx) = (from_source.rows, from_source.cols);
         let bands: Vec<Band> =
             (0..bz).map(|b| Band { begin: b * BLOCK, end: ((b + 1) * BLOCK).min(layout.rows) }).collect();
-        let steps_per_bin = STEPS_PER_BIN;
-        let bins = nt.div_ceil(steps_per_bin);
+        let bins = nt.div_ceil(STEPS_PER_BIN);
         let (mut segments, mut sizes) = (Vec::with_capacity(bins * bz), Vec::with_capacity(bins));
         for bin in 0..bins {
-            let first = (bin * steps_per_bin) as f64;
-            let latest_arrival = first + steps_per_bin as f64;
+            let first = (bin * STEPS_PER_BIN) as f64;
+            let latest_arrival = first + STEPS_PER_BIN as f64;
             let longest_return = nt as f64 - first;
             let mut size = 0;
             for (b, band) in bands.iter().enumerate() {
@@ -85,7 +84,7 @@ impl Windows {
             }
             sizes.push(size);
         }
-        Self { bands, steps_per_bin, segments, sizes }
+        Self { bands, steps_per_bin: STEPS_PER_BIN, segments, sizes }
     }
 
     fn bin(&self, step: usize) -> usize {
