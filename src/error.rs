@@ -43,6 +43,15 @@ pub enum Error {
     #[error("{0}")]
     Numerical(String),
 
+    /// A GPU cannot be used, or not any more (no driver, an old one, no such device, a lost device, a refused kernel).
+    #[error("{device}: {problem}")]
+    Device {
+        /// The device, such as "cuda:0".
+        device: String,
+        /// What is wrong and the cure, in one line.
+        problem: String,
+    },
+
     /// A signal asked the work to stop; what was reached is saved.
     #[error("interrupted by signal {signal}; the state is saved in {}", saved.display())]
     Interrupted {
@@ -76,8 +85,13 @@ impl Error {
         Self::Io { path: path.as_ref().to_path_buf(), action, source }
     }
 
+    /// An [`Error::Device`] about `device`.
+    pub fn device(device: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Device { device: device.into(), problem: problem.into() }
+    }
+
     /// The process exit code that stands for this error: 2 usage, 3 bad input, 4 system I/O, 5 memory limit,
-    /// 6 numerical failure, 128 + signal when interrupted. (0 is success, 1 a failed `fwi check`.)
+    /// 6 numerical failure, 7 a GPU that cannot be used, 128 + signal when interrupted. (0 is success, 1 a failed `fwi check`.)
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
@@ -85,6 +99,7 @@ impl Error {
             Self::Io { .. } => 4,
             Self::Memory(_) => 5,
             Self::Numerical(_) => 6,
+            Self::Device { .. } => 7,
             Self::Interrupted { signal, .. } => 128 + *signal as u8,
         }
     }

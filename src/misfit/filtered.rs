@@ -7,7 +7,7 @@
 //!
 //! A recursion costs the same at any corner; symmetric taps of equal steepness would need hundreds at 3 Hz and 1 ms.
 
-use super::{Misfit, residual};
+use super::{Misfit, MisfitSpec, residual};
 use crate::gather::Mask;
 use crate::{Error, Result};
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -114,6 +114,10 @@ impl Misfit for FilteredL2 {
 
     fn band_limited(&self) -> bool {
         true
+    }
+
+    fn spec(&self) -> Option<MisfitSpec> {
+        Some(MisfitSpec::LowPass(self.corner))
     }
 
     fn name(&self) -> String {

@@ -1,6 +1,6 @@
 //! Huber's misfit: least squares for small residuals, absolute values for large ones (Huber, 1964).
 
-use super::{Misfit, pointwise};
+use super::{Misfit, MisfitSpec, pointwise};
 use crate::gather::Mask;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -24,6 +24,10 @@ impl Misfit for Huber {
         pointwise(shot, synthetic, observed, mask, adjoint, |e| {
             if e.abs() <= delta { (0.5 * e * e, e) } else { (delta * (e.abs() - 0.5 * delta), delta.copysign(e)) }
         })
+    }
+
+    fn spec(&self) -> Option<MisfitSpec> {
+        Some(MisfitSpec::Huber(self.delta))
     }
 
     fn name(&self) -> String {

@@ -1,6 +1,6 @@
 //! Sum of absolute residuals, rounded off below `eps` so that its derivative is smooth.
 
-use super::{Misfit, pointwise};
+use super::{Misfit, MisfitSpec, pointwise};
 use crate::gather::Mask;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -33,6 +33,10 @@ impl Misfit for L1 {
             // e^2 / (root + eps) is root - eps without its cancellation
             (e * e / (root + eps), e / root)
         })
+    }
+
+    fn spec(&self) -> Option<MisfitSpec> {
+        Some(MisfitSpec::L1(self.eps))
     }
 
     fn name(&self) -> String {

@@ -1,6 +1,6 @@
 //! Least squares: `e^2 / 2`, the default and the likelihood of white Gaussian noise.
 
-use super::{Misfit, pointwise};
+use super::{Misfit, MisfitSpec, pointwise};
 use crate::gather::Mask;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -22,6 +22,10 @@ impl Misfit for L2 {
 
     fn band_limited(&self) -> bool {
         true
+    }
+
+    fn spec(&self) -> Option<MisfitSpec> {
+        Some(MisfitSpec::L2)
     }
 
     fn name(&self) -> String {

@@ -54,6 +54,11 @@ pub trait Misfit: Send + Sync {
         false
     }
 
+    /// What a device without this code may compute in its place: the same misfit by name, if it has one.
+    fn spec(&self) -> Option<MisfitSpec> {
+        None
+    }
+
     /// Name with parameters, for logs.
     fn name(&self) -> String;
 }
@@ -72,6 +77,10 @@ impl<M: Misfit + ?Sized> Misfit for &M {
 
     fn band_limited(&self) -> bool {
         (**self).band_limited()
+    }
+
+    fn spec(&self) -> Option<MisfitSpec> {
+        (**self).spec()
     }
 
     fn name(&self) -> String {

@@ -1,6 +1,6 @@
 //! Student's t: the likelihood of noise with heavy tails; a large residual hardly pulls at all (Aravkin et al., 2011).
 
-use super::{Misfit, pointwise};
+use super::{Misfit, MisfitSpec, pointwise};
 use crate::gather::Mask;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -27,6 +27,10 @@ impl Misfit for StudentT {
             let q = e * e / width;
             (0.5 * width * q.ln_1p(), e / (1.0 + q))
         })
+    }
+
+    fn spec(&self) -> Option<MisfitSpec> {
+        Some(MisfitSpec::StudentT(self.scale, self.nu))
     }
 
     fn name(&self) -> String {

@@ -1,6 +1,7 @@
 //! The wave operator behind one trait: forward, Born, misfit with gradient, wavefields; for many models at once.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
@@ -73,6 +74,16 @@ pub trait Propagator: Send + Sync {
         every: usize,
         visit: &WavefieldVisitor,
     ) -> Result<()>;
+
+    /// Models that a call takes best: enough to keep the device busy, and no more than its memory holds.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Calls that may usefully run at the same time, so that one computes while another is prepared.
+    fn lanes(&self) -> usize {
+        1
+    }
 
     /// Gives memory that is kept for the next call back to the system.
     fn release(&self) {}
