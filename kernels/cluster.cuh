@@ -1,0 +1,147 @@
+// All time steps of a shot in one launch: a cluster of eight blocks holds both fields in its distributed shared memory.
+//
+// Block r of a cluster has rows [r rows / 8, (r + 1) rows / 8) and two rows of halo above and below. A thread marches
+// down up to R rows of a column 16 bytes wide. Whoever computes one of a block's two outer rows also writes it to the
+// neighbour's halo, into the field that nobody reads in that step, so that one cluster barrier a step is enough.
+//
+// Shared memory: fields (2, local rows + 4, stride), kappa (pad), sums (local rows, hstride) if they fit, and what a
+// bin of 16 steps needs: windows, weights, levels, source samples.
+#pragma once
+#include "march.cuh"
+
+#if defined(__CUDA_HOST_SHIM__) || __CUDA_ARCH__ >= 900 // clusters came with compute capability 9.0
+#define HAS_CLUSTERS
+
+// Most rows of a block of a cluster.
+DEVICE int local_rows(int rows) { return (rows + CLUSTER - 1) / CLUSTER; }
+
+// Copies rows at a block's edges to the neighbours' halos.
+template <class T> struct Neighbours {
+    T *above, *below; // the neighbours' copies of the field that is written
+    int first, rows, stride, rows_above;
+    __device__ __forceinline__ void operator()(int z, int x, const Vec<T> &p) const {
+        const int W = Vec<T>::W, i = z - first;
+        if (i < 2) store(above + (rows_above + 2 + i) * stride + W + x, p);
+        if (i >= rows - 2) store(below + (i - (rows - 2)) * stride + W + x, p);
+    }
+};
+
+// What every step of a bin needs, in shared memory.
+template <class T> struct Bin {
+    T weight[BIN], sample[BIN];
+    int level[BIN];
+};
+
+DEVICE void cluster_sync() {
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
+}
+
+template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const Params &P, char *memory) {
+    const int rank = __clusterRelativeBlockRank(), s = blockIdx.x / CLUSTER, model = s / P.shots;
+    const int tid = threadIdx.x, threads = blockDim.x, W = Vec<T>::W;
+    const int first = rank * P.rows / CLUSTER, end = (rank + 1) * P.rows / CLUSTER, rows = end - first;
+    const int up = (rank + CLUSTER - 1) % CLUSTER, down = (rank + 1) % CLUSTER;
+    const int rows_above = (up + 1) * P.rows / CLUSTER - up * P.rows / CLUSTER;
+
+    // two spare vectors end a field: the last row's last column looks beyond it
+    const int field_len = (local_rows(P.rows) + 4) * P.stride + 2 * W;
+    T *fields = (T *)memory;
+    T *kappa = fields + 2 * field_len;
+    T *sums = kappa + (P.pad + W - 1) / W * W;
+    char *rest = (char *)(sums + (ADJOINT && P.sums_shared ? local_rows(P.rows) * P.hstride : 0));
+    Bin<T> &bin = *(Bin<T> *)rest;
+    Window *window = (Window *)(rest + sizeof(Bin<T>));
+
+    T *kept_sums = (T *)P.sums + ((long)s * P.rows + first) * P.hstride;
+    for (int i = tid; i < 2 * field_len; i += threads) fields[i] = T(0);
+    for (int i = tid; i < P.pad; i += threads) kappa[i] = ((const T *)P.kappa)[model * P.pad + i];
+    if (ADJOINT) {
+        if (!P.sums_shared) sums = kept_sums;
+        for (int i = tid; i < rows * P.hstride; i += threads) sums[i] = T(0);
+    }
+
+    Shot<T, H> shot;
+    shot.alpha = (const T *)P.alpha + model * P.nz * P.nx;
+    shot.kappa = kappa;
+    shot.source_row = P.source[2 * s];
+    shot.source_column = P.source[2 * s + 1];
+    shot.history = (H *)P.history + (long)s * P.levels * P.rows * P.hstride;
+    shot.sums = sums;
+    shot.sums_first = first;
+
+    // the first receiver of a thread is the only one on all usual acquisitions
+    const int my_row = tid < P.receivers ? P.receiver[2 * tid] : -1;
+    const int my_cell = my_row >= first && my_row < end ? (my_row - first + 2) * P.stride + W + P.receiver[2 * tid + 1] : -1;
+    const int nq = (P.cols + W - 1) / W, bands = (P.rows + BLOCK - 1) / BLOCK, first_band = first / BLOCK;
+    const int groups = (rows + R - 1) / R, my_group = tid / nq, my_q = tid % nq;
+    double damped = 0.0;
+    cluster_sync();
+
+    for (int n = 0; n < P.nt; ++n) {
+        const int m = ADJOINT ? P.nt - 1 - n : n, b = m / BIN;
+        if (n == 0 || (ADJOINT ? m + 1 : m) % BIN == 0) {
+            for (int i = tid; i < BIN && b * BIN + i < P.nt; i += threads) {
+                const int k = b * BIN + i;
+                bin.level[i] = P.history == 0 ? -1 : P.level[k];
+                bin.weight[i] = T(P.weight[k]);
+                bin.sample[i] = k < P.wavelet ? ((const T *)P.injection)[s * P.wavelet + k] : T(0);
+            }
+            const int bins = (P.nt + BIN - 1) / BIN;
+            for (int i = tid; i <= (end - 1) / BLOCK - first_band; i += threads) {
+                Window all = {0, 65535, 0, 0};
+                window[i] = P.causal ? P.window[((long)s * bins + b) * bands + first_band + i] : all;
+            }
+            __syncthreads();
+        }
+        T *now = fields + (m % 2 == 0 ? field_len : 0), *next = fields + (m % 2 == 0 ? 0 : field_len);
+        const Local<T> field = {now, P.stride, first}, out = {next, P.stride, first};
+        if (!ADJOINT && m > 0) {
+            if (my_cell >= 0) record(P, s, m - 1, tid, now[my_cell]);
+            for (int r = tid + threads; r < P.receivers; r += threads) {
+                const int z = P.receiver[2 * r];
+                if (z >= first && z < end) record(P, s, m - 1, r, field.row(z)[P.receiver[2 * r + 1]]);
+            }
+        }
+        const Neighbours<T> share = {(T *)__cluster_map_shared_rank(next, up), (T *)__cluster_map_shared_rank(next, down),
+                                     first, rows, P.stride, rows_above};
+        StepOf<T> step;
+        step.level = bin.level[m % BIN];
+        step.weight = bin.weight[m % BIN];
+        step.sample = bin.sample[m % BIN];
+        step.inject = (const T *)P.inject + ((long)s * P.nt + m) * P.inject_rows * P.nx;
+        T sum = T(0);
+        for (int g = my_group, q = my_q; g < groups;) {
+            int zb = first + g * R, ze = zb + R < end ? zb + R : end;
+            cut(window, first_band, q * W / BLOCK, zb, ze);
+            if (zb < ze) sum += march<T, H, R, ADJOINT>(P, shot, step, field, out, share, zb, ze, q * W);
+            q += threads;
+            while (q >= nq) q -= nq, ++g;
+        }
+        damped += (double)sum;
+        cluster_sync();
+    }
+
+    if (!ADJOINT) {
+        T *last = fields + ((P.nt - 1) % 2 == 0 ? 0 : field_len);
+        if (my_cell >= 0) record(P, s, P.nt - 1, tid, last[my_cell]);
+        for (int r = tid + threads; r < P.receivers; r += threads) {
+            const int z = P.receiver[2 * r];
+            const Local<T> field = {last, P.stride, first};
+            if (z >= first && z < end) record(P, s, P.nt - 1, r, field.row(z)[P.receiver[2 * r + 1]]);
+        }
+        return;
+    }
+    if (P.sums_shared)
+        for (int i = tid; i < rows * P.hstride; i += threads) kept_sums[i] = sums[i];
+    // a fixed order of additions: results must not depend on who came first
+    double *parts = (double *)memory;
+    parts[tid] = damped;
+    __syncthreads();
+    if (tid == 0) {
+        double total = 0.0;
+        for (int i = 0; i < threads; ++i) total += parts[i];
+        P.damped[s * P.parts + rank] = total;
+    }
+}
+#endif

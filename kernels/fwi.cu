@@ -1,0 +1,68 @@
+// The kernels by name. Every one takes a Params by value.
+#include "cluster.cuh"
+#include "misfit.cuh"
+#include "model.cuh"
+#include "step.cuh"
+
+#define KERNEL extern "C" __global__ void
+#define THREADS(n, blocks) __launch_bounds__(n, blocks)
+#define PARAMS const __grid_constant__ Params P
+
+KERNEL THREADS(256, 1) prepare_f32(PARAMS) { prepare_models<float>(P, false); }
+KERNEL THREADS(256, 1) prepare_f64(PARAMS) { prepare_models<double>(P, false); }
+KERNEL THREADS(256, 1) prepare_born_f32(PARAMS) { prepare_models<float>(P, true); }
+KERNEL THREADS(256, 1) prepare_born_f64(PARAMS) { prepare_models<double>(P, true); }
+KERNEL THREADS(256, 1) crossing(PARAMS) { crossing_times(P); }
+KERNEL THREADS(256, 1) travel(PARAMS) { travel_times(P); }
+KERNEL THREADS(256, 1) windows(PARAMS) { causal_windows(P); }
+
+KERNEL THREADS(128, 1) misfit_f32(PARAMS) { misfit_trace<float>(P); }
+KERNEL THREADS(128, 1) misfit_f64(PARAMS) { misfit_trace<double>(P); }
+KERNEL THREADS(128, 1) scatter_f32(PARAMS) { scatter_residual<float>(P); }
+KERNEL THREADS(128, 1) scatter_f64(PARAMS) { scatter_residual<double>(P); }
+KERNEL THREADS(128, 1) fold_f32(PARAMS) {
+    SHARED(sm);
+    fold_row<float>(P, (double *)sm);
+}
+KERNEL THREADS(128, 1) fold_f64(PARAMS) {
+    SHARED(sm);
+    fold_row<double>(P, (double *)sm);
+}
+KERNEL THREADS(256, 1) gradient(PARAMS) { gather_gradient(P); }
+
+KERNEL THREADS(256, 2) step_forward_f32(PARAMS) { step_shot<float, float, false>(P); }
+KERNEL THREADS(256, 2) step_forward_f32_half(PARAMS) { step_shot<float, half_t, false>(P); }
+KERNEL THREADS(256, 2) step_forward_f64(PARAMS) { step_shot<double, double, false>(P); }
+KERNEL THREADS(256, 2) step_adjoint_f32(PARAMS) { step_shot<float, float, true>(P); }
+KERNEL THREADS(256, 2) step_adjoint_f32_half(PARAMS) { step_shot<float, half_t, true>(P); }
+KERNEL THREADS(256, 2) step_adjoint_f64(PARAMS) { step_shot<double, double, true>(P); }
+KERNEL THREADS(256, 1) step_born_f32(PARAMS) { born_shot<float>(P); }
+KERNEL THREADS(256, 1) step_born_f64(PARAMS) { born_shot<double>(P); }
+
+#ifdef HAS_CLUSTERS
+#define CLUSTERED(threads, blocks) __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(threads, blocks)
+KERNEL CLUSTERED(416, 2) cluster_forward_f32(PARAMS) {
+    SHARED(sm);
+    cluster_shot<float, float, 8, false>(P, sm);
+}
+KERNEL CLUSTERED(416, 2) cluster_forward_f32_half(PARAMS) {
+    SHARED(sm);
+    cluster_shot<float, half_t, 8, false>(P, sm);
+}
+KERNEL CLUSTERED(800, 1) cluster_forward_f64(PARAMS) {
+    SHARED(sm);
+    cluster_shot<double, double, 8, false>(P, sm);
+}
+KERNEL CLUSTERED(800, 1) cluster_adjoint_f32(PARAMS) {
+    SHARED(sm);
+    cluster_shot<float, float, 4, true>(P, sm);
+}
+KERNEL CLUSTERED(800, 1) cluster_adjoint_f32_half(PARAMS) {
+    SHARED(sm);
+    cluster_shot<float, half_t, 4, true>(P, sm);
+}
+KERNEL CLUSTERED(800, 1) cluster_adjoint_f64(PARAMS) {
+    SHARED(sm);
+    cluster_shot<double, double, 8, true>(P, sm);
+}
+#endif

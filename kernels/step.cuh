@@ -1,0 +1,113 @@
+// One launch a step, fields in global memory: the ladder's first rung, and what runs where clusters do not.
+//
+// A thread marches down R rows of a column 16 bytes wide; blocks of threads are dealt out over the columns of all
+// shots of the launch. Receivers of step m - 1 are read off in the launch of step m, when that field lies still.
+#pragma once
+#include "march.cuh"
+
+#define STEP_ROWS 4
+
+// The part of a shot that a thread of a launch works on.
+template <class T> struct Item {
+    int s, zb, ze, x, index;
+    DEVICE Item of(const Params &P) {
+        const int W = Vec<T>::W;
+        const int nq = (P.cols + W - 1) / W, per_shot = nq * ((P.rows + STEP_ROWS - 1) / STEP_ROWS);
+        const int blocks = (per_shot + blockDim.x - 1) / blockDim.x;
+        Item it;
+        it.s = blockIdx.x / blocks;
+        it.index = (blockIdx.x % blocks) * blockDim.x + threadIdx.x;
+        const int g = it.index / nq;
+        it.zb = g * STEP_ROWS;
+        it.ze = it.zb + STEP_ROWS < P.rows ? it.zb + STEP_ROWS : P.rows;
+        if (it.index >= per_shot) it.zb = it.ze = 0;
+        it.x = it.index % nq * W;
+        if (P.causal && it.zb < it.ze && P.step < P.nt) {
+            const int bins = (P.nt + BIN - 1) / BIN, bands = (P.rows + BLOCK - 1) / BLOCK;
+            cut(P.window + ((long)it.s * bins + P.step / BIN) * bands, 0, it.x / BLOCK, it.zb, it.ze);
+        }
+        return it;
+    }
+};
+
+// Both fields of a shot: [0] of odd steps' `now`, as in the other kernels.
+template <class T> struct Fields {
+    Torus<T> now, next;
+    DEVICE Fields of(const Params &P, void *fields, int s, int m) {
+        const long len = (long)P.rows * P.stride;
+        T *base = (T *)fields + 2 * len * s;
+        Fields f = {{base + (m % 2 == 0 ? len : 0), P.stride, P.rows}, {base + (m % 2 == 0 ? 0 : len), P.stride, P.rows}};
+        return f;
+    }
+};
+
+template <class T> DEVICE void record_last(const Params &P, const Item<T> &it, const Torus<T> &field, int m) {
+    const int W = Vec<T>::W;
+    const int per_shot = (P.cols + W - 1) / W * ((P.rows + STEP_ROWS - 1) / STEP_ROWS);
+    const int threads = (per_shot + blockDim.x - 1) / blockDim.x * blockDim.x;
+    for (int r = it.index; r < P.receivers; r += threads)
+        record(P, it.s, m, r, field.row(P.receiver[2 * r])[P.receiver[2 * r + 1]]);
+}
+
+template <class T, class H, bool ADJOINT> DEVICE void step_shot(const Params &P) {
+    const Item<T> it = Item<T>::of(P);
+    const int m = P.step, s = it.s, model = s / P.shots;
+    const Fields<T> f = Fields<T>::of(P, P.fields, s, m);
+    if (!ADJOINT && m > 0) record_last(P, it, f.now, m - 1);
+    if (m >= P.nt || it.zb >= it.ze) return; // step nt only records
+    Shot<T, H> shot;
+    shot.alpha = (const T *)P.alpha + model * P.nz * P.nx;
+    shot.kappa = (const T *)P.kappa + model * P.pad;
+    shot.source_row = P.source[2 * s];
+    shot.source_column = P.source[2 * s + 1];
+    shot.history = (H *)P.history + (long)s * P.levels * P.rows * P.hstride;
+    shot.sums = (T *)P.sums + (long)s * P.rows * P.hstride;
+    shot.sums_first = 0;
+    StepOf<T> step;
+    step.level = P.history == 0 ? -1 : P.level[m];
+    step.weight = T(P.weight[m]);
+    step.sample = m < P.wavelet ? ((const T *)P.injection)[s * P.wavelet + m] : T(0);
+    step.inject = (const T *)P.inject + ((long)s * P.nt + m) * P.inject_rows * P.nx;
+    const T damped = march<T, H, STEP_ROWS, ADJOINT>(P, shot, step, f.now, f.next, Alone(), it.zb, it.ze, it.x);
+    if (ADJOINT) P.damped[s * P.parts + it.index] += (double)damped; // each thread has a place of its own
+}
+
+// Born: a step of the perturbation with the scattering of the background, and one of the background.
+//   dp+ = step(dp) + d_alpha A p + d_kappa (p- - p)
+template <class T> DEVICE void born_shot(const Params &P) {
+    const int W = Vec<T>::W;
+    const Item<T> it = Item<T>::of(P);
+    const int m = P.step, s = it.s, model = s / P.shots;
+    const Fields<T> d = Fields<T>::of(P, P.fields, s, m), f = Fields<T>::of(P, P.background, s, m);
+    if (m > 0) record_last(P, it, d.now, m - 1);
+    if (m >= P.nt) return;
+    const T *alpha = (const T *)P.alpha + model * P.nz * P.nx, *kappa = (const T *)P.kappa + model * P.pad;
+    const T *d_alpha = (const T *)P.d_alpha + model * P.nz * P.nx, *d_kappa = (const T *)P.d_kappa + model * P.pad;
+    const T sample = m < P.wavelet ? ((const T *)P.injection)[s * P.wavelet + m] : T(0);
+    const T d_sample = m < P.wavelet ? ((const T *)P.d_injection)[s * P.wavelet + m] : T(0);
+    Coefficients<T> c = Coefficients<T>::none(), dc = Coefficients<T>::none();
+    for (int z = it.zb; z < it.ze; ++z) {
+        Column<T> over, under;
+        over.begin(d.now, z, it.x);
+        under.begin(f.now, z, it.x);
+        Vec<T> unused;
+        const Vec<T> d_lap = over.sum(d.now, z, it.x, unused), lap = under.sum(f.now, z, it.x, unused);
+        const Vec<T> d_before = load(d.next.row(z) + it.x), before = load(f.next.row(z) + it.x);
+        c.of(P, alpha, kappa, z, it.x);
+        dc.of(P, d_alpha, d_kappa, z, it.x);
+        Vec<T> dp, p;
+#pragma unroll
+        for (int j = 0; j < W; ++j) {
+            const T a = c.alpha.v[j], centre = c.centre.v[j], rest = c.rest.v[j], now = under.now.v[j];
+            p.v[j] = advance(a, centre, rest, lap.v[j], now, before.v[j]);
+            const T scattered = fma_(dc.alpha.v[j], fma_(T(-5), now, lap.v[j]), dc.kappa.v[j] * (before.v[j] - now));
+            dp.v[j] = advance(a, centre, rest, d_lap.v[j], over.now.v[j], d_before.v[j]) + scattered;
+        }
+        if (z == P.source[2 * s]) {
+            inject_source(p, it.x, P.source[2 * s + 1], sample);
+            inject_source(dp, it.x, P.source[2 * s + 1], d_sample);
+        }
+        put(f.next.row(z), it.x, P.cols, p);
+        put(d.next.row(z), it.x, P.cols, dp);
+    }
+}
