@@ -145,9 +145,8 @@ impl Objective<'_> {
         let (misfit, gradient, data_rms) = match outcome.map(|mut e| e.pop()) {
             Ok(Some(e)) => {
                 let gradient = self.encoding.pullback(x, &model, &e.gradient);
-                let data_rms = self.observed.rms(&e.synthetic);
-                let finite = e.value.is_finite() && data_rms.is_finite() && gradient.iter().all(|g| g.is_finite());
-                if finite { (e.value, gradient, data_rms) } else { nowhere(x) }
+                let finite = e.value.is_finite() && e.data_rms.is_finite() && gradient.iter().all(|g| g.is_finite());
+                if finite { (e.value, gradient, e.data_rms) } else { nowhere(x) }
             }
             Ok(None) => return Err(Error::Numerical("the propagator returned no evaluation".into())),
             Err(Error::Numerical(why)) => {

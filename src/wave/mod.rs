@@ -10,15 +10,15 @@ use ndarray::ArrayView2;
 pub use cpu::{Cpu, CpuOptions, Fidelity, Precision, build};
 pub use reference::Reference;
 
-/// Misfit, gradient and data of one model.
+/// Misfit and gradient of one model.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
     /// The misfit's value.
     pub value: f64,
     /// Its exact discrete derivative with respect to every cell and `vmin`.
     pub gradient: Model,
-    /// The synthetic gather, (shots, time samples, receivers).
-    pub synthetic: Gather,
+    /// Rms of the unfiltered residual over the samples that count, in the data's units.
+    pub data_rms: f64,
 }
 
 /// Takes the number of a source, the number of a level and the field there, see [`Propagator::wavefields`].
@@ -44,7 +44,7 @@ pub trait Propagator: Send + Sync {
     /// Directional derivatives `J(m) dm` of the data, one direction a model.
     fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>>;
 
-    /// Misfit, gradient and synthetic of every model against its observed gather.
+    /// Misfit, gradient and data rms of every model against its observed gather.
     fn misfit_and_gradient(
         &self,
         models: &[Model],

@@ -261,6 +261,6 @@ impl Reference {
             }
             gradient.vp[[src.z, src.x]] += g_scale * 2.0 * m.vp[[src.z, src.x]] * sv.dt.powi(2);
         }
-        Ok(Evaluation { value, gradient, synthetic: Gather::new(synthetic) })
+        Ok(Evaluation { value, gradient, data_rms: obs.rms(&Gather::new(synthetic)) })
     }
 }

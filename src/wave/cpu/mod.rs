@@ -361,12 +361,12 @@ impl<T: Real> Propagator for Cpu<T> {
                 result
             },
         );
-        let evaluation = |shots: &[ShotResult]| Evaluation {
+        let evaluation = |(shots, observed): (&[ShotResult], &Observed)| Evaluation {
             value: shots.iter().map(|s| s.value).sum(),
             gradient: shots[1..].iter().fold(shots[0].gradient.clone(), |g, s| g.plus(1.0, &s.gradient)),
-            synthetic: gather(shots.iter().map(|s| s.synthetic.view())),
+            data_rms: observed.rms(&gather(shots.iter().map(|s| s.synthetic.view()))),
         };
-        Ok(results.chunks(ns).map(evaluation).collect())
+        Ok(results.chunks(ns).zip(observed).map(evaluation).collect())
     }
 
     fn wavefields(
