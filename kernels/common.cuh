@@ -35,63 +35,63 @@ struct __align__(8) Window {
 // The only parameter of every kernel. A launch works on `models` models of `shots` shots each; s counts all shots
 // of the launch. Pointers to T are to the kernel's floating-point type, to H to that of the stored history.
 struct Params {
-    // acquisition
+    // acquisition; the rows and columns are those of the padded grid
     int nz, nx, pad, rows, cols, nt;
     int models, shots, receivers, wavelet;
+    int unit_source; // the wavelet is added as it is, not times (v dt)^2
+    int causal;      // windows are used
+    int stride;      // T from a row of a field to the next
+    int hstride;     // H from a row of the history, and T from a row of the sums, to the next
+    int levels;      // of the history
+    int misfit;
+    int inject_row, inject_rows; // rows of the map that hold receivers
+    int sums_shared;             // the sums are kept in shared memory till the end
+    int parts;                   // of `damped`
+    int step;                    // one-launch-a-step kernels
+    int reserved;
     double dt, dx;
-    const int *source;      // (s, 2): row and column on the padded grid
-    const int *receiver;    // (receivers, 2): the same
-    const double *ricker;   // (wavelet)
-    const double *damping;  // (pad): damping rate per m/s by depth into the sponge
+    double history_scale;      // stored numbers are this many times larger (half precision); a power of two
+    double misfit_a, misfit_b; // the misfit's parameters
+    double filter[6];          // two sections of gain, a1, a2
+    const int *source;     // (s, 2): row and column
+    const int *receiver;   // (receivers, 2): the same
+    const double *ricker;  // (wavelet)
+    const double *damping; // (pad): damping rate per m/s by depth into the sponge
     // models
-    const double *vp;    // (models, nz, nx), m/s
-    const double *vmin;  // (models)
-    const double *dvp;   // Born: the direction
+    const double *vp;   // (models, nz, nx), m/s
+    const double *vmin; // (models)
+    const double *dvp;  // Born: the direction
     const double *dvmin;
-    void *alpha;        // T (models, nz, nx)
-    void *kappa;        // T (models, pad), by depth into the sponge
-    void *d_alpha;      // Born: their perturbations
+    void *alpha;     // T (models, nz, nx)
+    void *kappa;     // T (models, pad), by depth into the sponge
+    void *d_alpha;   // Born: their perturbations
     void *d_kappa;
-    void *injection;    // T (s, wavelet): what the source adds to the field
+    void *injection; // T (s, wavelet): what the source adds to the field
     void *d_injection;
-    int unit_source;  // the wavelet is added as it is, not times (v dt)^2
-    int causal;       // windows are used
     // causal windows
-    double *travel;   // (models, shots + 1, blocks): arrivals in steps from every source, and to the receivers
     double *crossing; // (models, blocks): steps to cross a block
+    double *travel;   // (models, shots + 1, blocks): arrivals in steps from every source, and to the receivers
     double *scratch;  // as travel
     Window *window;   // (s, bins, bands)
     // fields
-    int stride;   // T from a row of a field to the next
-    int hstride;  // H from a row of the history, and T from a row of the sums, to the next
     void *fields;     // one-launch-a-step kernels: T (s, 2, rows, stride); for Born the perturbation's
     void *background; // Born: T (s, 2, rows, stride)
     void *data;       // T (s, nt, receivers)
     // history: p_m times its weight in the gradient's sums
     const double *weight; // (nt), 0 where nothing is stored
     const int *level;     // (nt), -1 there
-    int levels;
-    double history_scale; // stored numbers are this many times larger (half precision); a power of two
-    void *history;        // H (s, levels, rows, hstride)
+    void *history;        // H (s, levels, rows, hstride); none is kept where this is null
     // misfit and adjoint
-    int misfit;
-    double misfit_a, misfit_b; // its parameters
-    double filter[6];          // two sections of gain, a1, a2
-    const double *observed;    // (s, nt, receivers)
-    const u8 *live;            // (s, receivers)
-    const int *samples;        // (models): samples that count
-    double *residual;          // (s, nt, receivers): derivative of the misfit by the data
-    double *trace;             // (s, receivers, 3): misfit, sum of squared residuals, <synthetic, derivative>
-    int inject_row, inject_rows; // rows of the map that hold receivers
-    void *inject;                // T (s, nt, inject_rows, nx): residual times alpha
-    void *sums;                  // T (s, rows, hstride)
-    int sums_shared;             // they are kept in shared memory till the end
-    double *damped;              // (s, parts): sum p_m (lambda_(m+2) - lambda_(m+1)) kappa
-    int parts;
-    double *folded;   // (s, nz, nx)
-    double *gradient; // (models, nz nx + 3): by every cell, by vmin; misfit; sum of squared residuals
-    // one-launch-a-step kernels
-    int step;
+    const double *observed; // (s, nt, receivers)
+    const u8 *live;         // (s, receivers)
+    const int *samples;     // (models): samples that count
+    double *residual;       // (s, nt, receivers): derivative of the misfit by the data
+    double *trace;          // (s, receivers, 3): misfit, sum of squared residuals, <synthetic, derivative>
+    void *inject;           // T (s, nt, inject_rows, nx): residual times alpha
+    void *sums;             // T (s, rows, hstride)
+    double *damped;         // (s, parts): sum p_m (lambda_(m+2) - lambda_(m+1)) kappa
+    double *folded;         // (s, nz, nx)
+    double *gradient;       // (s, nz nx + 3): by every cell, by vmin; misfit; sum of squared residuals
 };
 
 DEVICE float fma_(float a, float b, float c) { return fmaf(a, b, c); }

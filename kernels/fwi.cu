@@ -28,7 +28,7 @@ KERNEL THREADS(128, 1) fold_f64(PARAMS) {
     SHARED(sm);
     fold_row<double>(P, (double *)sm);
 }
-KERNEL THREADS(256, 1) gradient(PARAMS) { gather_gradient(P); }
+KERNEL THREADS(256, 1) gradient(PARAMS) { shot_gradient(P); }
 
 KERNEL THREADS(256, 2) step_forward_f32(PARAMS) { step_shot<float, float, false>(P); }
 KERNEL THREADS(256, 2) step_forward_f32_half(PARAMS) { step_shot<float, half_t, false>(P); }

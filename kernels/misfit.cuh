@@ -97,7 +97,7 @@ template <class T> DEVICE void scatter_residual(const Params &P) {
 }
 
 // Sums of the padded grid's cells over the map's cells that they repeat: a block of threads a shot and row of the map,
-// a thread (in turns) a column. Columns' sums pass through `residual`-sized scratch: dynamic shared memory, cols doubles.
+// a thread (in turns) a column. The columns' sums pass through shared memory: cols doubles.
 template <class T> DEVICE void fold_row(const Params &P, double *column) {
     const int s = blockIdx.x / P.nz, row = blockIdx.x % P.nz;
     const int begin = row == 0 ? 0 : row + P.pad, end = row == P.nz - 1 ? P.rows : row + P.pad + 1;
@@ -119,27 +119,23 @@ template <class T> DEVICE void fold_row(const Params &P, double *column) {
     }
 }
 
-// dJ/dv = 2/v alpha dJ/dalpha and dJ/dvmin of every model, misfit and squared residuals: a thread a number.
-DEVICE void gather_gradient(const Params &P) {
+// dJ/dv = 2/v alpha dJ/dalpha and dJ/dvmin of every shot, its misfit and squared residuals: a thread a number.
+DEVICE void shot_gradient(const Params &P) {
     const int cells = P.nz * P.nx, n = cells + 3, i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= P.models * n) return;
-    const int model = i / n, k = i % n;
+    if (i >= P.models * P.shots * n) return;
+    const int s = i / n, model = s / P.shots, k = i % n;
+    const double *trace = P.trace + 3l * s * P.receivers;
     double total = 0.0;
-    for (int shot = 0; shot < P.shots; ++shot) {
-        const int s = model * P.shots + shot;
-        if (k < cells) {
-            total += P.folded[(long)s * cells + k];
-            for (int r = 0; r < P.receivers; ++r) {
-                const int at = (P.receiver[2 * r] - P.pad) * P.nx + P.receiver[2 * r + 1] - P.pad;
-                if (at == k) total += P.trace[3 * (s * P.receivers + r) + 2];
-            }
-        } else if (k == cells) {
-            for (int part = 0; part < P.parts; ++part) total += P.damped[(long)s * P.parts + part];
-        } else {
-            for (int r = 0; r < P.receivers; ++r) total += P.trace[3 * (s * P.receivers + r) + k - cells - 1];
-        }
+    if (k < cells) {
+        total = P.folded[(long)s * cells + k];
+        for (int r = 0; r < P.receivers; ++r)
+            if ((P.receiver[2 * r] - P.pad) * P.nx + P.receiver[2 * r + 1] - P.pad == k) total += trace[3 * r + 2];
+        total *= 2.0 / P.vp[model * cells + k];
+    } else if (k == cells) {
+        for (int part = 0; part < P.parts; ++part) total += P.damped[(long)s * P.parts + part];
+        total /= P.vmin[model];
+    } else {
+        for (int r = 0; r < P.receivers; ++r) total += trace[3 * r + k - cells - 1];
     }
-    if (k < cells) total *= 2.0 / P.vp[model * cells + k];
-    if (k == cells) total /= P.vmin[model];
     P.gradient[i] = total;
 }

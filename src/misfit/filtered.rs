@@ -54,6 +54,12 @@ impl FilteredL2 {
         self.corner
     }
 
+    /// Gain, a1 and a2 of both sections.
+    pub(crate) fn coefficients(&self) -> [f64; 6] {
+        let [a, b] = self.sections.map(|s| [s.gain, s.a1, s.a2]);
+        [a[0], a[1], a[2], b[0], b[1], b[2]]
+    }
+
     /// Applies `F` in place along the rows (time) of `(time samples, receivers)`.
     pub fn apply(&self, mut data: ArrayViewMut2<f64>) {
         let (nt, nr) = data.dim();

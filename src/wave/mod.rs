@@ -8,6 +8,7 @@ use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
 use ndarray::ArrayView2;
 
 pub use cpu::{Cpu, CpuOptions, Fidelity, Precision, build};
+pub use cuda::{Cuda, CudaOptions, History};
 pub use reference::Reference;
 
 /// Misfit and gradient of one model.
@@ -112,6 +113,20 @@ pub(crate) fn same_length(what: &str, found: usize, models: usize) -> Result<()>
         return Ok(());
     }
     Err(crate::Error::Usage(format!("{found} {what} were given for {models} models; give one for each")))
+}
+
+/// Errors when an observed gather or its mask has another shape than the survey's records.
+pub(crate) fn check_observed(survey: &Survey, observed: &[Observed]) -> Result<()> {
+    let wanted = survey.gather_shape();
+    match observed.iter().find(|o| o.gather.data.dim() != wanted || !o.mask.fits(wanted)) {
+        Some(o) => {
+            let found = o.gather.data.dim();
+            Err(crate::Error::Usage(format!(
+                "the observed gather, or its mask, is {found:?} but the survey records {wanted:?}"
+            )))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Errors when a wavefield was asked for that makes no sense.

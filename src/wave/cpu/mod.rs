@@ -16,7 +16,7 @@ mod shot;
 pub mod vector;
 mod window;
 
-use super::{Evaluation, Propagator, WavefieldVisitor, check_model, check_wavefields};
+use super::{Evaluation, Propagator, WavefieldVisitor, check_model, check_observed, check_wavefields};
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
 use born::{Born, Wavefield};
 use grid::{Buffer, Layout, kappa_rows};
@@ -24,6 +24,7 @@ use memory::{Memory, Sums};
 use ndarray::Array2;
 use schedule::Pool;
 use setup::Setup;
+pub(crate) use shot::correlation_weights;
 use shot::{Adjoint, Forward, Shot, Workspace};
 use std::sync::Mutex;
 use vector::{Isa, Real};
@@ -44,6 +45,29 @@ pub enum Fidelity {
     Exact,
     /// Causal windows, and a history of every third step (more for coarse time steps).
     Fast,
+}
+
+impl Precision {
+    /// What is left out unless something else is asked for: nothing that shows in this precision.
+    pub fn fidelity(self) -> Fidelity {
+        match self {
+            Self::F32 => Fidelity::Fast,
+            Self::F64 => Fidelity::Exact,
+        }
+    }
+}
+
+impl Fidelity {
+    /// Every how many steps of `dt` seconds a gradient is summed, for a wavelet that ends at `bandwidth` Hz.
+    ///
+    /// The product of both fields holds nothing above twice the wavelet's band, but the adjoint field sets in abruptly
+    /// at the record's end, and grids of fast cells carry that up to 0.26 / dt: every third step is safe.
+    pub(crate) fn decimation(self, dt: f64, bandwidth: f64) -> usize {
+        match self {
+            Self::Exact => 1,
+            Self::Fast => ((1.0 / (dt * 4.5 * bandwidth)) as usize).clamp(1, 3),
+        }
+    }
 }
 
 /// How a [`Cpu`] propagator runs. The default is f32, fast, all cores, at most 2 GiB.
@@ -119,14 +143,10 @@ impl<T: Real> Cpu<T> {
     pub fn new(survey: Survey, options: &CpuOptions) -> Result<Self> {
         survey.validate()?;
         let layout = Layout::new::<T>(&survey);
-        let fidelity = options.fidelity.unwrap_or(if T::LINE == 16 { Fidelity::Fast } else { Fidelity::Exact });
+        let precision = if T::LINE == 16 { Precision::F32 } else { Precision::F64 };
+        let fidelity = options.fidelity.unwrap_or(precision.fidelity());
         let bandwidth = survey.bandwidth();
-        let decimation = match fidelity {
-            Fidelity::Exact => 1,
-            // the product of both fields holds nothing above twice the wavelet's band, but the adjoint field sets in
-            // abruptly at the record's end, and grids of fast cells carry that up to 0.26 / dt: every third step is safe
-            Fidelity::Fast => ((1.0 / (survey.dt * 4.5 * bandwidth)) as usize).clamp(1, 3),
-        };
+        let decimation = fidelity.decimation(survey.dt, bandwidth);
         let isa = options.isa.unwrap_or_else(Isa::best);
         if !Isa::available().contains(&isa) {
             return Err(Error::Usage(format!("this machine has no {isa}; it has {:?}", Isa::available())));
@@ -330,14 +350,7 @@ impl<T: Real> Propagator for Cpu<T> {
         misfit: &dyn Misfit,
     ) -> Result<Vec<Evaluation>> {
         super::same_length("observed gathers", observed.len(), models.len())?;
-        let fits =
-            |o: &Observed| o.gather.data.dim() == self.survey.gather_shape() && o.mask.fits(self.survey.gather_shape());
-        if let Some(o) = observed.iter().find(|o| !fits(o)) {
-            let (found, wanted) = (o.gather.data.dim(), self.survey.gather_shape());
-            return Err(Error::Usage(format!(
-                "the observed gather, or its mask, is {found:?} but the survey records {wanted:?}"
-            )));
-        }
+        check_observed(&self.survey, observed)?;
         let ns = self.survey.sources.len();
         let jobs = models.len() * ns;
         let setups = self.setups(models)?;

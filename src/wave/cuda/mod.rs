@@ -1,5 +1,525 @@
-//! The propagator on NVIDIA GPUs.
+//! The propagator on NVIDIA GPUs: the kernels of `kernels/`, for batches of models, f32 and f64.
+//!
+//! ```text
+//! mod.rs      the Propagator: batches cut to the device's memory
+//! lane.rs     one stream: device memory, kernel sequences
+//! plan.rs     sizes: which kernels fit, what a shot takes
+//! params.rs   the kernels' parameter
+//! runtime.rs  the seam to the device
+//! ```
+//!
+//! An evaluation makes no round trip: models go up, gradients come down. Coefficients, causal windows, misfit, adjoint
+//! source and the folding of the gradient are kernels too; only a misfit without a name is evaluated on the host. Each
+//! shot is computed for itself and sums have a fixed order, so results depend neither on the batch nor on the lane.
 
+mod lane;
+pub mod params;
+mod plan;
 pub mod runtime;
 
+use super::cpu::correlation_weights;
+use super::{
+    Evaluation, Fidelity, Precision, Propagator, WavefieldVisitor, check_model, check_wavefields, same_length,
+};
+use crate::misfit::{FilteredL2, MisfitSpec};
+use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
+use lane::{Lane, Levels, Shots};
+use ndarray::{Array2, ArrayView2, Axis, s};
+use params::{Params, misfit};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+pub use plan::{History, Kind, Plan};
 pub use runtime::{Launch, Limits, Runtime};
+
+/// How a [`Cuda`] propagator runs. The default is f32, fast, history in f32, kernels and batch as the device allows.
+#[derive(Clone, Debug)]
+pub struct CudaOptions {
+    /// Floating-point type of the fields.
+    pub precision: Precision,
+    /// `None`: fast in f32, exact in f64.
+    pub fidelity: Option<Fidelity>,
+    /// Type of the stored forward field.
+    pub history: History,
+    /// Which kernels step the fields; `None` takes the fastest that fit.
+    pub kind: Option<Kind>,
+    /// Most models in a call's launch; `None` takes enough to fill the device.
+    pub batch: Option<usize>,
+    /// Most device memory to take, bytes; `None` takes most of what is free.
+    pub max_bytes: Option<u64>,
+    /// Most threads a block.
+    pub max_block: u32,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            precision: Precision::F32,
+            fidelity: None,
+            history: History::Full,
+            kind: None,
+            batch: None,
+            max_bytes: None,
+            max_block: 1024,
+        }
+    }
+}
+
+/// The steps at which a gradient is summed.
+struct Sums {
+    weight: Vec<f64>,
+    count: usize,
+}
+
+impl Sums {
+    fn new(weight: Vec<f64>) -> Self {
+        let count = weight.iter().filter(|&&w| w != 0.0).count();
+        Self { weight, count }
+    }
+
+    fn levels(&self) -> Levels<'_> {
+        Levels { weight: &self.weight, count: self.count }
+    }
+}
+
+/// The propagator on one GPU. Each lane is a stream of its own: a call takes one, so that two threads keep the device
+/// busy while one of them prepares or reads.
+pub struct Cuda {
+    plan: Plan,
+    fidelity: Fidelity,
+    decimation: usize,
+    bandwidth: f64,
+    sparse: Sums,
+    full: Sums,
+    lanes: Vec<Mutex<Lane>>,
+    /// Shots that a launch may hold; falls when the device's memory is exhausted.
+    shots: AtomicUsize,
+    name: String,
+}
+
+/// A misfit in the kernels' numbers; `None` is evaluated on the host.
+struct Coded {
+    number: i32,
+    parameters: [f64; 2],
+    filter: [f64; 6],
+}
+
+impl Coded {
+    fn new(spec: Option<MisfitSpec>, dt: f64) -> Result<Option<Self>> {
+        let code = |number, a, b| Some(Self { number, parameters: [a, b], filter: [0.0; 6] });
+        Ok(match spec {
+            Some(MisfitSpec::L2) => code(misfit::L2, 0.0, 0.0),
+            Some(MisfitSpec::L1(eps)) => code(misfit::L1, eps, 0.0),
+            Some(MisfitSpec::Huber(delta)) => code(misfit::HUBER, delta, 0.0),
+            Some(MisfitSpec::StudentT(scale, nu)) => code(misfit::STUDENT, scale, nu),
+            Some(MisfitSpec::LowPass(corner)) => {
+                let filter = FilteredL2::new(corner, dt)?.coefficients();
+                Some(Self { number: misfit::LOWPASS, parameters: [0.0; 2], filter })
+            }
+            Some(MisfitSpec::Own) | None => None,
+        })
+    }
+}
+
+/// What a model is compared with: an observed gather under a misfit, or the data vector of an adjoint product.
+enum Target<'a> {
+    Observed(&'a [Observed], &'a dyn Misfit, Option<Coded>),
+    Vector(&'a [Gather]),
+}
+
+/// One model's part of a result, summed over shots.
+struct Summed {
+    gradient: Model,
+    value: f64,
+    squares: f64,
+}
+
+impl Cuda {
+    /// A propagator on a device, a lane for each of `runtimes`, which must be streams of the same device. Errors on a
+    /// senseless survey, on kernels that do not fit, and when not even one shot fits the device's memory.
+    pub fn new(survey: Survey, options: &CudaOptions, runtimes: Vec<Box<dyn Runtime>>) -> Result<Self> {
+        survey.validate()?;
+        let first =
+            runtimes.first().ok_or_else(|| Error::Usage("a GPU propagator needs at least one stream".into()))?;
+        let limits = first.limits().clone();
+        let fidelity = options.fidelity.unwrap_or(options.precision.fidelity());
+        let bandwidth = survey.bandwidth();
+        let decimation = fidelity.decimation(survey.dt, bandwidth);
+        let sparse = Sums::new(correlation_weights(survey.nt, decimation));
+        let full = Sums::new(vec![1.0; survey.nt]);
+        let plan =
+            Plan::new(survey, options.precision, options.history, options.kind, options.max_block.max(1), &limits)?;
+        let free = first.free_bytes()?;
+        // some room is left for kernels, graphs and other users of the device
+        let memory = options.max_bytes.unwrap_or(u64::MAX).min(free / 10 * 9) / runtimes.len() as u64;
+        let fit = (memory / plan.shot_bytes(sparse.count) as u64) as usize;
+        if fit == 0 {
+            return Err(Error::Memory(format!(
+                "{}: one shot's gradient takes {} MB of device memory and {} MB are to be had; use --backend cpu",
+                limits.name,
+                plan.shot_bytes(sparse.count) >> 20,
+                memory >> 20
+            )));
+        }
+        let ns = plan.survey.sources.len();
+        let models = options.batch.unwrap_or(match plan.kind {
+            // twice the clusters that run at a time, so that the last ones to finish weigh little
+            Kind::Cluster => (2 * (limits.multiprocessors / 8)).max(1),
+            // fields of some thirty shots stay in the second-level cache
+            Kind::Steps => 6,
+        });
+        let whole = if fit >= ns { fit / ns * ns } else { fit };
+        let shots = AtomicUsize::new(whole.min(models.max(1) * ns));
+        let lanes = runtimes.into_iter().map(|r| Mutex::new(Lane::new(r))).collect();
+        Ok(Self { plan, fidelity, decimation, bandwidth, sparse, full, lanes, shots, name: limits.name })
+    }
+
+    /// The sizes and kernels that were chosen.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Bytes of device memory that all lanes take for a gradient at most.
+    pub fn device_bytes(&self) -> u64 {
+        let shot = self.plan.shot_bytes(self.sparse.count) as u64;
+        self.lanes.len() as u64 * self.shots.load(Ordering::Relaxed) as u64 * shot
+    }
+
+    fn lane(&self) -> MutexGuard<'_, Lane> {
+        for lane in &self.lanes {
+            match lane.try_lock() {
+                Ok(lane) => return lane,
+                Err(TryLockError::Poisoned(lane)) => return lane.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+        self.lanes[0].lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn check(&self, models: &[Model]) -> Result<()> {
+        models.iter().try_for_each(|m| check_model(&self.plan.survey, self.bandwidth, m))
+    }
+
+    /// Cuts the shots of `models` models into launches of whole models, or of a part of one's shots where memory is
+    /// short: `work(lane, models, shots)`. Exhausted memory halves the launches to come.
+    fn launches(
+        &self,
+        models: usize,
+        mut work: impl FnMut(&mut Lane, std::ops::Range<usize>, std::ops::Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let ns = self.plan.survey.sources.len();
+        let mut lane = self.lane();
+        let mut done = 0; // shots
+        while done < models * ns {
+            let fit = self.shots.load(Ordering::Relaxed);
+            let (model, shot) = (done / ns, done % ns);
+            let (m, s) = if shot == 0 && fit >= ns {
+                (model..(model + fit / ns).min(models), 0..ns)
+            } else {
+                (model..model + 1, shot..(shot + fit.min(ns)).min(ns))
+            };
+            match work(&mut lane, m.clone(), s.clone()) {
+                Ok(()) => done += m.len() * s.len(),
+                Err(Error::Memory(_)) if fit > 1 => {
+                    lane.release();
+                    self.shots.fetch_min(fit.min(m.len() * s.len()).div_ceil(2), Ordering::Relaxed);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn shots<'a>(&'a self, models: &'a [Model], shots: std::ops::Range<usize>) -> Shots<'a> {
+        Shots {
+            models,
+            sources: &self.plan.survey.sources[shots],
+            wavelet: &self.plan.survey.wavelet,
+            unit: false,
+            causal: self.fidelity == Fidelity::Fast,
+        }
+    }
+
+    /// Puts the data of the launch's shots, (shot, time, receiver), into the gathers.
+    fn collect(&self, lane: &Lane, p: &Params, gathers: &mut [Gather], shots: std::ops::Range<usize>) -> Result<()> {
+        let data = lane.data(&self.plan, p)?;
+        for (i, g) in gathers.iter_mut().enumerate() {
+            let from = data.slice(s![i * shots.len()..(i + 1) * shots.len(), .., ..]);
+            g.data.slice_mut(s![shots.clone(), .., ..]).assign(&from);
+        }
+        Ok(())
+    }
+
+    fn no_gathers(&self, n: usize) -> Vec<Gather> {
+        vec![Gather::new(ndarray::Array3::zeros(self.plan.survey.gather_shape())); n]
+    }
+
+    fn evaluate(&self, models: &[Model], target: &Target) -> Result<Vec<Summed>> {
+        self.check(models)?;
+        let sums = match target {
+            Target::Observed(_, misfit, _) if misfit.band_limited() => &self.sparse,
+            _ => &self.full,
+        };
+        let shape = self.plan.survey.map_shape();
+        let mut out: Vec<Summed> =
+            models.iter().map(|_| Summed { gradient: Model::zeros(shape), value: 0.0, squares: 0.0 }).collect();
+        self.launches(models.len(), |lane, m, shots| {
+            let numbers = self.evaluate_launch(lane, &models[m.clone()], target, m.clone(), shots.clone(), sums)?;
+            let cells = shape.0 * shape.1;
+            for (i, shot) in numbers.chunks(cells + 3).enumerate() {
+                let sum = &mut out[m.start + i / shots.len()];
+                sum.gradient.vp.iter_mut().zip(shot).for_each(|(to, from)| *to += from);
+                sum.gradient.vmin += shot[cells];
+                sum.value += shot[cells + 1];
+                sum.squares += shot[cells + 2];
+            }
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    fn evaluate_launch(
+        &self,
+        lane: &mut Lane,
+        models: &[Model],
+        target: &Target,
+        which: std::ops::Range<usize>,
+        shots: std::ops::Range<usize>,
+        sums: &Sums,
+    ) -> Result<Vec<f64>> {
+        let plan = &self.plan;
+        let mut p = lane.stage(plan, &self.shots(models, shots.clone()), None)?;
+        p.history_scale = plan.history_scale(models.iter().map(Model::vmax).fold(0.0, f64::max));
+        lane.keep(plan, &mut p, &sums.levels())?;
+        lane.forward(plan, &mut p)?;
+        let stack = |gathers: &mut dyn Iterator<Item = &Gather>| -> Vec<f64> {
+            gathers.flat_map(|g| g.data.slice(s![shots.clone(), .., ..]).into_iter().copied()).collect()
+        };
+        match target {
+            Target::Vector(data) => {
+                let traces = models.len() * shots.len() * plan.survey.receivers.len();
+                let data = stack(&mut data[which].iter());
+                let samples = vec![p.nt; models.len()];
+                lane.observe(plan, &mut p, &data, &vec![1; traces], &samples)?;
+                p.misfit = misfit::LINEAR;
+                lane.misfit(plan, &p)?;
+            }
+            Target::Observed(observed, named, code) => {
+                let observed = &observed[which];
+                let data = stack(&mut observed.iter().map(|o| &o.gather));
+                let live =
+                    |o: &Observed| o.mask.live.slice(s![shots.clone(), ..]).iter().map(|&l| u8::from(l)).collect();
+                let live: Vec<Vec<u8>> = observed.iter().map(live).collect();
+                let samples: Vec<i32> = observed.iter().map(|o| o.mask.nt as i32).collect();
+                lane.observe(plan, &mut p, &data, &live.concat(), &samples)?;
+                match code {
+                    Some(code) => {
+                        (p.misfit, p.filter) = (code.number, code.filter);
+                        [p.misfit_a, p.misfit_b] = code.parameters;
+                        lane.misfit(plan, &p)?;
+                    }
+                    None => self.misfit_on_host(lane, &p, observed, *named, shots.clone())?,
+                }
+            }
+        }
+        lane.adjoint(plan, &mut p)
+    }
+
+    /// A misfit that no kernel knows: the data come down, its derivative goes up.
+    fn misfit_on_host(
+        &self,
+        lane: &mut Lane,
+        p: &Params,
+        observed: &[Observed],
+        misfit: &dyn Misfit,
+        shots: std::ops::Range<usize>,
+    ) -> Result<()> {
+        let data = lane.data(&self.plan, p)?;
+        let mut derivative = ndarray::Array3::zeros(data.dim());
+        let mut trace = Vec::with_capacity(data.dim().0 * data.dim().2 * 3);
+        for (i, synthetic) in data.axis_iter(Axis(0)).enumerate() {
+            let (o, shot) = (&observed[i / shots.len()], shots.start + i % shots.len());
+            let mut residual: Array2<f64> = Array2::zeros(synthetic.dim());
+            let value = misfit.evaluate(shot, synthetic, o.gather.shot(shot), &o.mask, residual.view_mut());
+            let squares = squared_residual(o, shot, synthetic);
+            for r in 0..synthetic.ncols() {
+                let first = if r == 0 { [value, squares] } else { [0.0; 2] };
+                trace.extend(first.into_iter().chain([synthetic.column(r).dot(&residual.column(r))]));
+            }
+            derivative.index_axis_mut(Axis(0), i).assign(&residual);
+        }
+        let derivative = derivative.as_slice().expect("made in standard order");
+        lane.put_misfit(p, derivative, &trace)
+    }
+}
+
+/// Sum of the squared residuals of a shot that count.
+fn squared_residual(o: &Observed, shot: usize, synthetic: ArrayView2<f64>) -> f64 {
+    let (observed, live) = (o.gather.shot(shot), o.mask.live.row(shot));
+    let mut sum = 0.0;
+    for t in 0..o.mask.nt {
+        let samples = synthetic.row(t).into_iter().zip(observed.row(t)).zip(live);
+        sum += samples.filter(|(_, l)| **l).map(|((s, d), _)| (s - d).powi(2)).sum::<f64>();
+    }
+    sum
+}
+
+impl Propagator for Cuda {
+    fn survey(&self) -> &Survey {
+        &self.plan.survey
+    }
+
+    fn describe(&self) -> String {
+        let kernels = match self.plan.kind {
+            Kind::Cluster => "clusters in shared memory",
+            Kind::Steps => "a launch a step",
+        };
+        format!(
+            "CUDA on {}, {}, {kernels}, {} gathers a launch, at most {} MB of its memory",
+            self.name,
+            self.arithmetic(),
+            self.batch(),
+            self.device_bytes() >> 20
+        )
+    }
+
+    fn arithmetic(&self) -> String {
+        let precision = if self.plan.precision == Precision::F64 { "f64" } else { "f32" };
+        let half = if self.plan.history == History::Half { " in half precision" } else { "" };
+        match self.fidelity {
+            Fidelity::Exact => format!("{precision}, exact"),
+            Fidelity::Fast => {
+                format!("{precision}, fast (causal windows, history every {} steps{half})", self.decimation)
+            }
+        }
+    }
+
+    fn batch(&self) -> usize {
+        (self.shots.load(Ordering::Relaxed) / self.plan.survey.sources.len()).max(1)
+    }
+
+    fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    fn forward(&self, models: &[Model]) -> Result<Vec<Gather>> {
+        self.check(models)?;
+        let mut gathers = self.no_gathers(models.len());
+        self.launches(models.len(), |lane, m, shots| {
+            let mut p = lane.stage(&self.plan, &self.shots(&models[m.clone()], shots.clone()), None)?;
+            lane.forward(&self.plan, &mut p)?;
+            self.collect(lane, &p, &mut gathers[m], shots)
+        })?;
+        Ok(gathers)
+    }
+
+    fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>> {
+        same_length("directions", directions.len(), models.len())?;
+        if let Some(d) = directions.iter().find(|d| d.vp.dim() != self.plan.survey.map_shape()) {
+            let (found, wanted) = (d.vp.dim(), self.plan.survey.map_shape());
+            return Err(Error::Usage(format!("a direction of shape {found:?} does not fit the map {wanted:?}")));
+        }
+        self.check(models)?;
+        let mut gathers = self.no_gathers(models.len());
+        self.launches(models.len(), |lane, m, shots| {
+            let staged = self.shots(&models[m.clone()], shots.clone());
+            let mut p = lane.stage(&self.plan, &staged, Some(&directions[m.clone()]))?;
+            lane.born(&self.plan, &mut p)?;
+            self.collect(lane, &p, &mut gathers[m], shots)
+        })?;
+        Ok(gathers)
+    }
+
+    fn misfit_and_gradient(
+        &self,
+        models: &[Model],
+        observed: &[Observed],
+        misfit: &dyn Misfit,
+    ) -> Result<Vec<Evaluation>> {
+        same_length("observed gathers", observed.len(), models.len())?;
+        super::check_observed(&self.plan.survey, observed)?;
+        let code = Coded::new(misfit.spec(), self.plan.survey.dt)?;
+        let summed = self.evaluate(models, &Target::Observed(observed, misfit, code))?;
+        let evaluation = |(s, o): (Summed, &Observed)| Evaluation {
+            value: s.value,
+            gradient: s.gradient,
+            data_rms: (s.squares / o.mask.samples().max(1) as f64).sqrt(),
+        };
+        Ok(summed.into_iter().zip(observed).map(evaluation).collect())
+    }
+
+    fn adjoint(&self, models: &[Model], data: &[Gather]) -> Result<Vec<Model>> {
+        same_length("data vectors", data.len(), models.len())?;
+        if let Some(d) = data.iter().find(|d| d.data.dim() != self.plan.survey.gather_shape()) {
+            let (found, wanted) = (d.data.dim(), self.plan.survey.gather_shape());
+            return Err(Error::Usage(format!("a data vector is {found:?} but the survey records {wanted:?}")));
+        }
+        Ok(self.evaluate(models, &Target::Vector(data))?.into_iter().map(|s| s.gradient).collect())
+    }
+
+    fn wavefields(
+        &self,
+        model: &Model,
+        sources: &[Position],
+        wavelet: &[f64],
+        every: usize,
+        visit: &WavefieldVisitor,
+    ) -> Result<()> {
+        self.check(std::slice::from_ref(model))?;
+        check_wavefields(&self.plan.survey, sources, every)?;
+        // stored as they are, not in half precision
+        let plan = Plan { history: History::Full, ..self.plan.clone() };
+        let weight: Vec<f64> = (0..plan.survey.nt).map(|m| f64::from(u8::from(m.is_multiple_of(every)))).collect();
+        let levels = Sums::new(weight);
+        let memory = self.shots.load(Ordering::Relaxed) * self.plan.shot_bytes(self.sparse.count);
+        let mut at_once = (memory / plan.shot_bytes(levels.count)).max(1);
+        let mut lane = self.lane();
+        let mut done = 0;
+        while done < sources.len() {
+            let end = (done + at_once).min(sources.len());
+            let shots = Shots {
+                models: std::slice::from_ref(model),
+                sources: &sources[done..end],
+                wavelet,
+                unit: true,
+                causal: false,
+            };
+            let fields = lane.stage(&plan, &shots, None).and_then(|mut p| {
+                lane.keep(&plan, &mut p, &levels.levels())?;
+                lane.forward(&plan, &mut p)?;
+                Ok(p)
+            });
+            let p = match fields {
+                Err(Error::Memory(_)) if at_once > 1 => {
+                    lane.release();
+                    at_once = at_once.div_ceil(2);
+                    continue;
+                }
+                other => other?,
+            };
+            for i in done..end {
+                let all = lane.levels(&plan, &p, i - done)?;
+                let shape = (levels.count, plan.rows, plan.hstride);
+                let all = ndarray::ArrayView3::from_shape(shape, &all).expect("as many numbers as were stored");
+                for (level, field) in all.outer_iter().enumerate() {
+                    visit(i, level, field.slice(s![.., ..plan.cols]));
+                }
+            }
+            done = end;
+        }
+        Ok(())
+    }
+
+    fn release(&self) {
+        for lane in &self.lanes {
+            lane.lock().unwrap_or_else(|e| e.into_inner()).release();
+        }
+    }
+
+    fn gradient_bytes(&self) -> u64 {
+        // on the host: a launch's gathers on their way up and its gradients on their way down
+        let (ns, nt, nr) = self.plan.survey.gather_shape();
+        let shot = 8 * (2 * nt * nr + self.plan.survey.nz * self.plan.survey.nx + 3);
+        (self.lanes.len() * self.batch() * ns * shot) as u64
+    }
+}
