@@ -9,7 +9,8 @@
 #pragma once
 #include "march.cuh"
 
-#if defined(__CUDA_HOST_SHIM__) || __CUDA_ARCH__ >= 900 // clusters came with compute capability 9.0
+// Clusters came with compute capability 9.0; from 12.0 on (GeForce) a block has 99 KB of shared memory, too little.
+#if defined(__CUDA_HOST_SHIM__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
 #define HAS_CLUSTERS
 
 // Most rows of a block of a cluster.
@@ -17,12 +18,17 @@ DEVICE int local_rows(int rows) { return (rows + CLUSTER - 1) / CLUSTER; }
 
 // Copies rows at a block's edges to the neighbours' halos.
 template <class T> struct Neighbours {
-    T *above, *below; // the neighbours' copies of the field that is written
-    int first, rows, stride, rows_above;
+    T *written; // the field that is written, here and there
+    int rank, first, end, grid_rows, stride;
     __device__ __forceinline__ void operator()(int z, int x, const Vec<T> &p) const {
-        const int W = Vec<T>::W, i = z - first;
-        if (i < 2) store(above + (rows_above + 2 + i) * stride + W + x, p);
-        if (i >= rows - 2) store(below + (i - (rows - 2)) * stride + W + x, p);
+        const int W = Vec<T>::W;
+        if (z - first < 2) {
+            const int up = (rank + CLUSTER - 1) % CLUSTER;
+            const int rows = (up + 1) * grid_rows / CLUSTER - up * grid_rows / CLUSTER;
+            store((T *)__cluster_map_shared_rank(written + (rows + 2 + z - first) * stride + W + x, up), p);
+        }
+        if (end - z <= 2)
+            store((T *)__cluster_map_shared_rank(written + (z - end + 2) * stride + W + x, (rank + 1) % CLUSTER), p);
     }
 };
 
@@ -41,8 +47,6 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
     const int rank = __clusterRelativeBlockRank(), s = blockIdx.x / CLUSTER, model = s / P.shots;
     const int tid = threadIdx.x, threads = blockDim.x, W = Vec<T>::W;
     const int first = rank * P.rows / CLUSTER, end = (rank + 1) * P.rows / CLUSTER, rows = end - first;
-    const int up = (rank + CLUSTER - 1) % CLUSTER, down = (rank + 1) % CLUSTER;
-    const int rows_above = (up + 1) * P.rows / CLUSTER - up * P.rows / CLUSTER;
 
     // two spare vectors end a field: the last row's last column looks beyond it
     const int field_len = (local_rows(P.rows) + 4) * P.stride + 2 * W;
@@ -63,17 +67,18 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
 
     Shot<T, H> shot;
     shot.alpha = (const T *)P.alpha + model * P.nz * P.nx;
+    shot.inverse = (const T *)P.inverse + model * P.nz * P.nx;
     shot.kappa = kappa;
     shot.source_row = P.source[2 * s];
     shot.source_column = P.source[2 * s + 1];
     shot.history = (H *)P.history + (long)s * P.levels * P.rows * P.hstride;
-    shot.sums = sums;
-    shot.sums_first = first;
+    shot.sums = sums - first * P.hstride;
 
     // the first receiver of a thread is the only one on all usual acquisitions
     const int my_row = tid < P.receivers ? P.receiver[2 * tid] : -1;
     const int my_cell = my_row >= first && my_row < end ? (my_row - first + 2) * P.stride + W + P.receiver[2 * tid + 1] : -1;
-    const int nq = (P.cols + W - 1) / W, bands = (P.rows + BLOCK - 1) / BLOCK, first_band = first / BLOCK;
+    const int nq = (P.cols + W - 1) / W, bands = (P.rows + BLOCK - 1) / BLOCK;
+    const int first_band = first / BLOCK;
     const int groups = (rows + R - 1) / R, my_group = tid / nq, my_q = tid % nq;
     double damped = 0.0;
     cluster_sync();
@@ -103,18 +108,19 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
                 if (z >= first && z < end) record(P, s, m - 1, r, field.row(z)[P.receiver[2 * r + 1]]);
             }
         }
-        const Neighbours<T> share = {(T *)__cluster_map_shared_rank(next, up), (T *)__cluster_map_shared_rank(next, down),
-                                     first, rows, P.stride, rows_above};
+        const Neighbours<T> share = {next, rank, first, end, P.rows, P.stride};
         StepOf<T> step;
         step.level = bin.level[m % BIN];
         step.weight = bin.weight[m % BIN];
         step.sample = bin.sample[m % BIN];
-        step.inject = (const T *)P.inject + ((long)s * P.nt + m) * P.inject_rows * P.nx;
+        step.m = m;
+        step.s = s;
         T sum = T(0);
         for (int g = my_group, q = my_q; g < groups;) {
-            int zb = first + g * R, ze = zb + R < end ? zb + R : end;
-            cut(window, first_band, q * W / BLOCK, zb, ze);
-            if (zb < ze) sum += march<T, H, R, ADJOINT>(P, shot, step, field, out, share, zb, ze, q * W);
+            const int bottom = first + (g + 1) * R < end ? first + (g + 1) * R : end;
+            int zb, ze;
+            for (int z = first + g * R; next_run(window, first_band, q * W / BLOCK, z, bottom, zb, ze); z = ze)
+                sum += march<T, H, R, ADJOINT>(P, shot, step, field, out, share, zb, ze, q * W);
             q += threads;
             while (q >= nq) q -= nq, ++g;
         }

@@ -51,6 +51,7 @@ struct Params {
     int reserved;
     double dt, dx;
     double history_scale;      // stored numbers are this many times larger (half precision); a power of two
+    double history_unscale;    // 1 / history_scale
     double misfit_a, misfit_b; // the misfit's parameters
     double filter[6];          // two sections of gain, a1, a2
     const int *source;     // (s, 2): row and column
@@ -63,6 +64,7 @@ struct Params {
     const double *dvp;  // Born: the direction
     const double *dvmin;
     void *alpha;     // T (models, nz, nx)
+    void *inverse;   // T: 1 / alpha
     void *kappa;     // T (models, pad), by depth into the sponge
     void *d_alpha;   // Born: their perturbations
     void *d_kappa;
@@ -178,45 +180,45 @@ template <class T> DEVICE T advance(T alpha, T centre, T rest, T lap, T now, T b
 // Coefficients of a vector of cells in one row. Outside the map alpha repeats its edge; the side strips' damping takes
 // the whole height, that of the top and bottom strips only the columns between them.
 template <class T> struct Coefficients {
-    Vec<T> alpha, centre, rest, kappa;
-    int map_row, depth, inner;
-
-    DEVICE Coefficients none() {
-        Coefficients c;
-        c.map_row = c.depth = -2;
-        c.inner = 0;
-        return c;
-    }
+    Vec<T> alpha, centre, rest;
+    int key; // of the row that they are for
 
     // For row z and columns x..x + W; does nothing where they are those of the row before.
     __device__ __forceinline__ void of(const Params &P, const T *alpha_map, const T *kappa_table, int z, int x) {
-        const int row = clamp_(z - P.pad, P.nz), deep = sponge_depth(z, P.pad, P.nz);
-        if (row == map_row && (deep == depth || !inner)) return;
         const int W = Vec<T>::W;
-        const int first = clamp_(x - P.pad, P.nx), last = clamp_(x + W - 1 - P.pad, P.nx);
+        const int deep = sponge_depth(z, P.pad, P.nz), left = x - P.pad;
+        // rows of the sponge are alike but for the columns between the side strips
+        const bool strip = left + W <= 0 || left >= P.nx;
+        const int row = clamp_(z - P.pad, P.nz), now = deep < 0 || strip ? row : P.nz + z;
+        if (now == key) return;
+        key = now;
         const T *a = alpha_map + row * P.nx;
         const T down = deep < 0 ? T(0) : kappa_table[deep];
-        inner = 0;
+        const int first = clamp_(left, P.nx), last = clamp_(left + W - 1, P.nx);
         if (first == last) {
             const T same = a[first];
 #pragma unroll
             for (int j = 0; j < W; ++j) alpha.v[j] = same;
         } else {
 #pragma unroll
-            for (int j = 0; j < W; ++j) alpha.v[j] = a[clamp_(x + j - P.pad, P.nx)];
+            for (int j = 0; j < W; ++j) alpha.v[j] = a[clamp_(left + j, P.nx)];
         }
 #pragma unroll
         for (int j = 0; j < W; ++j) {
             const int across = sponge_depth(x + j, P.pad, P.nx);
-            inner |= across < 0;
-            kappa.v[j] = across < 0 ? down : kappa_table[across < P.pad ? across : P.pad - 1];
-            centre.v[j] = (T(2) + T(-5) * alpha.v[j]) - kappa.v[j];
-            rest.v[j] = T(1) - kappa.v[j];
+            const T k = across < 0 ? down : kappa_table[across < P.pad ? across : P.pad - 1];
+            centre.v[j] = (T(2) + T(-5) * alpha.v[j]) - k;
+            rest.v[j] = T(1) - k;
         }
-        map_row = row;
-        depth = deep;
     }
 };
+
+// Damping of a cell of the padded grid.
+template <class T> DEVICE T kappa_at(const Params &P, const T *kappa_table, int z, int x) {
+    const int down = sponge_depth(z, P.pad, P.nz), across = sponge_depth(x, P.pad, P.nx);
+    const int depth = across >= 0 ? across : down;
+    return depth < 0 || depth >= P.pad ? T(0) : kappa_table[depth];
+}
 
 DEVICE bool inside(const Window &w, int block) {
     return (block >= w.begin0 && block < w.end0) || (block >= w.begin1 && block < w.end1);
@@ -236,7 +238,7 @@ template <class T> struct Torus {
     __device__ __forceinline__ T *row(int z) const {
         z += z < 0 ? rows : 0;
         z -= z >= rows ? rows : 0;
-        return base + (long)z * stride + Vec<T>::W;
+        return base + z * stride + Vec<T>::W;
     }
 };
 

@@ -30,39 +30,28 @@ KERNEL THREADS(128, 1) fold_f64(PARAMS) {
 }
 KERNEL THREADS(256, 1) gradient(PARAMS) { shot_gradient(P); }
 
-KERNEL THREADS(256, 2) step_forward_f32(PARAMS) { step_shot<float, float, false>(P); }
-KERNEL THREADS(256, 2) step_forward_f32_half(PARAMS) { step_shot<float, half_t, false>(P); }
-KERNEL THREADS(256, 2) step_forward_f64(PARAMS) { step_shot<double, double, false>(P); }
-KERNEL THREADS(256, 2) step_adjoint_f32(PARAMS) { step_shot<float, float, true>(P); }
-KERNEL THREADS(256, 2) step_adjoint_f32_half(PARAMS) { step_shot<float, half_t, true>(P); }
-KERNEL THREADS(256, 2) step_adjoint_f64(PARAMS) { step_shot<double, double, true>(P); }
-KERNEL THREADS(256, 1) step_born_f32(PARAMS) { born_shot<float>(P); }
-KERNEL THREADS(256, 1) step_born_f64(PARAMS) { born_shot<double>(P); }
+KERNEL THREADS(128, 3) step_forward_f32(PARAMS) { step_shot<float, float, false>(P); }
+KERNEL THREADS(128, 3) step_forward_f32_half(PARAMS) { step_shot<float, half_t, false>(P); }
+KERNEL THREADS(128, 3) step_forward_f64(PARAMS) { step_shot<double, double, false>(P); }
+KERNEL THREADS(128, 3) step_adjoint_f32(PARAMS) { step_shot<float, float, true>(P); }
+KERNEL THREADS(128, 3) step_adjoint_f32_half(PARAMS) { step_shot<float, half_t, true>(P); }
+KERNEL THREADS(128, 3) step_adjoint_f64(PARAMS) { step_shot<double, double, true>(P); }
+KERNEL THREADS(128, 3) step_born_f32(PARAMS) { born_shot<float>(P); }
+KERNEL THREADS(128, 3) step_born_f64(PARAMS) { born_shot<double>(P); }
 
 #ifdef HAS_CLUSTERS
-#define CLUSTERED(threads, blocks) __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(threads, blocks)
-KERNEL CLUSTERED(416, 2) cluster_forward_f32(PARAMS) {
-    SHARED(sm);
-    cluster_shot<float, float, 8, false>(P, sm);
-}
-KERNEL CLUSTERED(416, 2) cluster_forward_f32_half(PARAMS) {
-    SHARED(sm);
-    cluster_shot<float, half_t, 8, false>(P, sm);
-}
-KERNEL CLUSTERED(800, 1) cluster_forward_f64(PARAMS) {
-    SHARED(sm);
-    cluster_shot<double, double, 8, false>(P, sm);
-}
-KERNEL CLUSTERED(800, 1) cluster_adjoint_f32(PARAMS) {
-    SHARED(sm);
-    cluster_shot<float, float, 4, true>(P, sm);
-}
-KERNEL CLUSTERED(800, 1) cluster_adjoint_f32_half(PARAMS) {
-    SHARED(sm);
-    cluster_shot<float, half_t, 4, true>(P, sm);
-}
-KERNEL CLUSTERED(800, 1) cluster_adjoint_f64(PARAMS) {
-    SHARED(sm);
-    cluster_shot<double, double, 8, true>(P, sm);
-}
+// Rows that a thread marches down, threads a block and blocks a multiprocessor: on OpenFWI's grid (blocks of 39 rows, 78 or
+// 155 vectors a row) every thread has one column, and registers suffice without spilling (a multiprocessor's quarter
+// has 512 for each lane of its warps). Plan::cluster_threads knows the numbers too.
+#define CLUSTERED(name, T, H, rows, adjoint, threads, blocks)                                             \
+    KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(threads, blocks) name(PARAMS) {              \
+        SHARED(sm);                                                                                       \
+        cluster_shot<T, H, rows, adjoint>(P, sm);                                                         \
+    }
+CLUSTERED(cluster_forward_f32, float, float, 10, false, 320, 2)
+CLUSTERED(cluster_forward_f32_half, float, half_t, 10, false, 320, 2)
+CLUSTERED(cluster_forward_f64, double, double, 20, false, 320, 1)
+CLUSTERED(cluster_adjoint_f32, float, float, 7, true, 480, 1)
+CLUSTERED(cluster_adjoint_f32_half, float, half_t, 10, true, 320, 1)
+CLUSTERED(cluster_adjoint_f64, double, double, 20, true, 320, 1)
 #endif

@@ -15,16 +15,15 @@ template <class T> struct StepOf {
     int level;       // of the history, -1 where it has none
     T weight;        // of the step in the gradient's sums
     T sample;        // of the source (forward)
-    const T *inject; // first injected row (adjoint)
+    int m, s;        // the step, the shot in the launch
 };
 
 // A shot's constant data.
 template <class T, class H> struct Shot {
-    const T *alpha, *kappa;
+    const T *alpha, *inverse, *kappa;
     int source_row, source_column;
     H *history;           // of this shot
-    T *sums;              // of row `sums_first` on
-    int sums_first;
+    T *sums;              // of row 0, wherever that would lie
 };
 
 // No one else holds copies of the rows.
@@ -38,12 +37,13 @@ DEVICE T march(const Params &P, const Shot<T, H> &shot, const StepOf<T> &step, c
                const Share &share, int zb, int ze, int x) {
     const int W = Vec<T>::W;
     Column<T> column;
-    Coefficients<T> c = Coefficients<T>::none();
+    Coefficients<T> c;
+    c.key = -1;
     T damped = T(0);
     H *history = shot.history;
     if (step.level >= 0) history += ((long)step.level * P.rows + zb) * P.hstride + x;
     column.begin(field, zb, x);
-#pragma unroll
+#pragma unroll(R > 16 ? R / 2 : R)
     for (int i = 0; i < R; ++i) {
         const int z = zb + i;
         if (z >= ze) break;
@@ -58,41 +58,49 @@ DEVICE T march(const Params &P, const Shot<T, H> &shot, const StepOf<T> &step, c
             p.v[j] = advance(c.alpha.v[j], c.centre.v[j], c.rest.v[j], lap.v[j], column.now.v[j], before.v[j]);
         if (ADJOINT) {
             if (step.level >= 0) {
-                const Vec<T> h = recall(history + (long)i * P.hstride, T(1) / T(P.history_scale));
-                T *sum = shot.sums + (long)(z - shot.sums_first) * P.hstride + x;
+                const Vec<T> h = recall(history, T(P.history_unscale));
+                T *sum = shot.sums + z * P.hstride + x;
                 Vec<T> s = load(sum);
 #pragma unroll
                 for (int j = 0; j < W; ++j) {
                     s.v[j] = fma_(h.v[j], fma_(T(-5), column.now.v[j], lap.v[j]), s.v[j]);
-                    if (c.kappa.v[j] != T(0) && x + j < P.cols)
-                        damped = fma_(h.v[j] * (before.v[j] - column.now.v[j]), c.kappa.v[j] / c.alpha.v[j], damped);
+                    const T kappa = kappa_at(P, shot.kappa, z, x + j);
+                    if (kappa != T(0)) {
+                        const int row = clamp_(z - P.pad, P.nz), edge = clamp_(x + j - P.pad, P.nx);
+                        const T rate = kappa * shot.inverse[row * P.nx + edge];
+                        damped = fma_(h.v[j] * (before.v[j] - column.now.v[j]), rate, damped);
+                    }
                 }
                 store(sum, s);
             }
             const int k = z - P.pad - P.inject_row;
-            if (k >= 0 && k < P.inject_rows) inject_row(p, x, P.pad, P.nx, step.inject + k * P.nx);
+            if (k >= 0 && k < P.inject_rows)
+                inject_row(p, x, P.pad, P.nx, (const T *)P.inject + (((long)step.s * P.nt + step.m) * P.inject_rows + k) * P.nx);
         } else {
             if (z == shot.source_row) inject_source(p, x, shot.source_column, step.sample);
             if (step.level >= 0) {
                 Vec<T> h;
 #pragma unroll
                 for (int j = 0; j < W; ++j) h.v[j] = p.v[j] * step.weight;
-                keep(history + (long)i * P.hstride, h, T(P.history_scale));
+                keep(history, h, T(P.history_scale));
             }
         }
         put(to, x, P.cols, p);
         share(z, x, p);
         column.next(down2);
+        history += P.hstride;
     }
     return damped;
 }
 
-// Cuts rows zb..ze, at most BLOCK of them, to those whose band has the block of columns in its window.
-// `window` holds the bands' windows from band `first` on.
-DEVICE void cut(const Window *window, int first, int block, int &zb, int &ze) {
-    const int top = zb / BLOCK, bottom = (ze - 1) / BLOCK;
-    if (!inside(window[top - first], block)) zb = (top + 1) * BLOCK < ze ? (top + 1) * BLOCK : ze;
-    if (bottom != top && !inside(window[bottom - first], block)) ze = bottom * BLOCK > zb ? bottom * BLOCK : zb;
+// The next run of rows in z..end whose bands have the block of columns in their windows, from the first such row on:
+// zb..ze, or false if there is none. `window` holds the bands' windows from band `first` on.
+DEVICE bool next_run(const Window *window, int first, int block, int z, int end, int &zb, int &ze) {
+    while (z < end && !inside(window[z / BLOCK - first], block)) z = (z / BLOCK + 1) * BLOCK;
+    zb = ze = z;
+    while (ze < end && inside(window[ze / BLOCK - first], block)) ze = (ze / BLOCK + 1) * BLOCK;
+    ze = ze < end ? ze : end;
+    return zb < ze;
 }
 
 // Samples of the receivers are read off in the step after, when the field lies still.

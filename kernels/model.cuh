@@ -13,6 +13,7 @@ template <class T> DEVICE void prepare_models(const Params &P, bool born) {
     if (k < cells) {
         const T courant = T(v[k]) * T(P.dt) / T(P.dx);
         ((T *)P.alpha)[model * cells + k] = courant * courant;
+        ((T *)P.inverse)[model * cells + k] = T(1) / (courant * courant);
         if (born) ((T *)P.d_alpha)[model * cells + k] = T(2.0 * (P.dt / P.dx) * (P.dt / P.dx) * v[k] * dv[k]);
         return;
     }

@@ -7,26 +7,29 @@
 
 #define STEP_ROWS 4
 
-// The part of a shot that a thread of a launch works on.
+// The part of a shot that a thread of a launch works on: rows begin..end of columns x..x + W.
 template <class T> struct Item {
-    int s, zb, ze, x, index;
+    int s, begin, end, x, index, per_shot;
     DEVICE Item of(const Params &P) {
-        const int W = Vec<T>::W;
-        const int nq = (P.cols + W - 1) / W, per_shot = nq * ((P.rows + STEP_ROWS - 1) / STEP_ROWS);
-        const int blocks = (per_shot + blockDim.x - 1) / blockDim.x;
+        const int W = Vec<T>::W, nq = (P.cols + W - 1) / W;
         Item it;
+        it.per_shot = nq * ((P.rows + STEP_ROWS - 1) / STEP_ROWS);
+        const int blocks = (it.per_shot + blockDim.x - 1) / blockDim.x;
         it.s = blockIdx.x / blocks;
         it.index = (blockIdx.x % blocks) * blockDim.x + threadIdx.x;
-        const int g = it.index / nq;
-        it.zb = g * STEP_ROWS;
-        it.ze = it.zb + STEP_ROWS < P.rows ? it.zb + STEP_ROWS : P.rows;
-        if (it.index >= per_shot) it.zb = it.ze = 0;
+        it.begin = it.index < it.per_shot ? it.index / nq * STEP_ROWS : P.rows;
+        it.end = it.begin + STEP_ROWS < P.rows ? it.begin + STEP_ROWS : P.rows;
         it.x = it.index % nq * W;
-        if (P.causal && it.zb < it.ze && P.step < P.nt) {
-            const int bins = (P.nt + BIN - 1) / BIN, bands = (P.rows + BLOCK - 1) / BLOCK;
-            cut(P.window + ((long)it.s * bins + P.step / BIN) * bands, 0, it.x / BLOCK, it.zb, it.ze);
-        }
         return it;
+    }
+
+    // The rows from z on that are in the step's window.
+    __device__ __forceinline__ bool run(const Params &P, int z, int &zb, int &ze) const {
+        const int bins = (P.nt + BIN - 1) / BIN, bands = (P.rows + BLOCK - 1) / BLOCK;
+        if (P.causal) return next_run(P.window + ((long)s * bins + P.step / BIN) * bands, 0, x / BLOCK, z, end, zb, ze);
+        zb = z;
+        ze = end;
+        return zb < ze;
     }
 };
 
@@ -42,9 +45,7 @@ template <class T> struct Fields {
 };
 
 template <class T> DEVICE void record_last(const Params &P, const Item<T> &it, const Torus<T> &field, int m) {
-    const int W = Vec<T>::W;
-    const int per_shot = (P.cols + W - 1) / W * ((P.rows + STEP_ROWS - 1) / STEP_ROWS);
-    const int threads = (per_shot + blockDim.x - 1) / blockDim.x * blockDim.x;
+    const int threads = (it.per_shot + blockDim.x - 1) / blockDim.x * blockDim.x;
     for (int r = it.index; r < P.receivers; r += threads)
         record(P, it.s, m, r, field.row(P.receiver[2 * r])[P.receiver[2 * r + 1]]);
 }
@@ -54,21 +55,25 @@ template <class T, class H, bool ADJOINT> DEVICE void step_shot(const Params &P)
     const int m = P.step, s = it.s, model = s / P.shots;
     const Fields<T> f = Fields<T>::of(P, P.fields, s, m);
     if (!ADJOINT && m > 0) record_last(P, it, f.now, m - 1);
-    if (m >= P.nt || it.zb >= it.ze) return; // step nt only records
+    if (m >= P.nt) return; // step nt only records
     Shot<T, H> shot;
     shot.alpha = (const T *)P.alpha + model * P.nz * P.nx;
+    shot.inverse = (const T *)P.inverse + model * P.nz * P.nx;
     shot.kappa = (const T *)P.kappa + model * P.pad;
     shot.source_row = P.source[2 * s];
     shot.source_column = P.source[2 * s + 1];
     shot.history = (H *)P.history + (long)s * P.levels * P.rows * P.hstride;
     shot.sums = (T *)P.sums + (long)s * P.rows * P.hstride;
-    shot.sums_first = 0;
     StepOf<T> step;
     step.level = P.history == 0 ? -1 : P.level[m];
     step.weight = T(P.weight[m]);
     step.sample = m < P.wavelet ? ((const T *)P.injection)[s * P.wavelet + m] : T(0);
-    step.inject = (const T *)P.inject + ((long)s * P.nt + m) * P.inject_rows * P.nx;
-    const T damped = march<T, H, STEP_ROWS, ADJOINT>(P, shot, step, f.now, f.next, Alone(), it.zb, it.ze, it.x);
+    step.m = m;
+    step.s = s;
+    T damped = T(0);
+    int zb, ze;
+    for (int z = it.begin; it.run(P, z, zb, ze); z = ze)
+        damped += march<T, H, STEP_ROWS, ADJOINT>(P, shot, step, f.now, f.next, Alone(), zb, ze, it.x);
     if (ADJOINT) P.damped[s * P.parts + it.index] += (double)damped; // each thread has a place of its own
 }
 
@@ -85,8 +90,11 @@ template <class T> DEVICE void born_shot(const Params &P) {
     const T *d_alpha = (const T *)P.d_alpha + model * P.nz * P.nx, *d_kappa = (const T *)P.d_kappa + model * P.pad;
     const T sample = m < P.wavelet ? ((const T *)P.injection)[s * P.wavelet + m] : T(0);
     const T d_sample = m < P.wavelet ? ((const T *)P.d_injection)[s * P.wavelet + m] : T(0);
-    Coefficients<T> c = Coefficients<T>::none(), dc = Coefficients<T>::none();
-    for (int z = it.zb; z < it.ze; ++z) {
+    Coefficients<T> c, dc;
+    c.key = dc.key = -1;
+    int zb, ze;
+    if (!it.run(P, it.begin, zb, ze)) return; // STEP_ROWS divides BLOCK: there is one run at most
+    for (int z = zb; z < ze; ++z) {
         Column<T> over, under;
         over.begin(d.now, z, it.x);
         under.begin(f.now, z, it.x);
@@ -100,7 +108,7 @@ template <class T> DEVICE void born_shot(const Params &P) {
         for (int j = 0; j < W; ++j) {
             const T a = c.alpha.v[j], centre = c.centre.v[j], rest = c.rest.v[j], now = under.now.v[j];
             p.v[j] = advance(a, centre, rest, lap.v[j], now, before.v[j]);
-            const T scattered = fma_(dc.alpha.v[j], fma_(T(-5), now, lap.v[j]), dc.kappa.v[j] * (before.v[j] - now));
+            const T scattered = fma_(dc.alpha.v[j], fma_(T(-5), now, lap.v[j]), kappa_at(P, d_kappa, z, it.x + j) * (before.v[j] - now));
             dp.v[j] = advance(a, centre, rest, d_lap.v[j], over.now.v[j], d_before.v[j]) + scattered;
         }
         if (z == P.source[2 * s]) {

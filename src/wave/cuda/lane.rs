@@ -1,6 +1,6 @@
 //! Device memory and kernel sequences of one stream: what turns a batch of models into data and gradients.
 
-use super::params::{Address, BIN, BLOCK, CLUSTER, Params, STEP_ROWS, WINDOW};
+use super::params::{Address, BIN, BLOCK, CLUSTER, Params, STEP_ROWS, STEP_THREADS, WINDOW};
 use super::plan::{Kind, Plan};
 use super::runtime::{Launch, Runtime};
 use crate::{Model, Position, Result};
@@ -20,6 +20,7 @@ enum Slot {
     DirectionVelocity,
     DirectionVmin,
     Alpha,
+    Inverse,
     Kappa,
     DAlpha,
     DKappa,
@@ -152,6 +153,7 @@ impl Lane {
         p.vmin = self.put_f64(Slot::Vmin, shots.models.iter().map(|m| m.vmin))?;
         let cells = sv.nz * sv.nx;
         p.alpha = self.reserve(Slot::Alpha, models * cells * t)?;
+        p.inverse = self.reserve(Slot::Inverse, models * cells * t)?;
         p.kappa = self.reserve(Slot::Kappa, models * sv.sponge * t)?;
         p.injection = self.reserve(Slot::Injection, all * shots.wavelet.len() * t)?;
         p.data = self.reserve(Slot::Data, all * sv.nt * sv.receivers.len() * t)?;
@@ -308,7 +310,7 @@ impl Lane {
     fn steps(&self, plan: &Plan, kernel: &str, p: &Params, steps: impl Iterator<Item = i32>) -> Result<()> {
         let mut key = DefaultHasher::new();
         (kernel, bytemuck::bytes_of(p)).hash(&mut key);
-        let block = plan.small_block(256);
+        let block = plan.small_block(STEP_THREADS);
         let blocks = (p.models * p.shots) as u32 * (plan.items_a_shot() as u32).div_ceil(block);
         let launch = Launch { blocks, threads: block, cluster: 1, shared: 0 };
         let steps: Vec<i32> = steps.collect();
@@ -334,6 +336,6 @@ impl Plan {
     /// Threads of the one-launch-a-step kernels that a shot takes.
     pub(super) fn items_a_shot(&self) -> usize {
         let items = self.cols.div_ceil(self.vector()) * self.rows.div_ceil(STEP_ROWS);
-        items.next_multiple_of(self.small_block(256) as usize)
+        items.next_multiple_of(self.small_block(STEP_THREADS) as usize)
     }
 }

@@ -35,6 +35,7 @@ pub struct Params {
     pub dt: f64,
     pub dx: f64,
     pub history_scale: f64,
+    pub history_unscale: f64,
     pub misfit_a: f64,
     pub misfit_b: f64,
     pub filter: [f64; 6],
@@ -47,6 +48,7 @@ pub struct Params {
     pub dvp: Address,
     pub dvmin: Address,
     pub alpha: Address,
+    pub inverse: Address,
     pub kappa: Address,
     pub d_alpha: Address,
     pub d_kappa: Address,
@@ -82,6 +84,8 @@ pub const BIN: usize = 16;
 pub const CLUSTER: u32 = 8;
 /// Rows that a thread of the one-launch-a-step kernels marches down (`STEP_ROWS`).
 pub const STEP_ROWS: usize = 4;
+/// Threads of a block of theirs.
+pub const STEP_THREADS: u32 = 128;
 /// Bytes of a causal window (`Window`).
 pub const WINDOW: usize = 8;
 

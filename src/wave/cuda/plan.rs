@@ -165,10 +165,15 @@ impl Plan {
         if adjoint { all.max(self.cluster_threads(true) as usize * 8) } else { all }
     }
 
-    /// Threads of a block of the cluster kernels: one a column of vectors of the rows that it marches down.
+    /// Threads of a block of the cluster kernels: one a column of vectors of the rows that it marches down, at most as
+    /// many as `kernels/fwi.cu` allows.
     fn cluster_threads(&self, adjoint: bool) -> u32 {
-        let rows = if adjoint && self.precision == Precision::F32 { 4 } else { 8 };
-        let most = if adjoint || self.precision == Precision::F64 { 800 } else { 416 };
+        let (rows, most) = match (self.precision, self.history, adjoint) {
+            (Precision::F32, _, false) => (10, 320),
+            (Precision::F32, History::Full, true) => (7, 480),
+            (Precision::F32, History::Half, true) => (10, 320),
+            (Precision::F64, _, _) => (20, 320),
+        };
         let local = self.rows.div_ceil(CLUSTER as usize);
         let items = local.div_ceil(rows) * self.cols.div_ceil(self.vector());
         (items.next_multiple_of(32) as u32).min(most).min(self.max_block)
@@ -193,7 +198,8 @@ impl Plan {
         (p.stride, p.hstride) = (self.stride as i32, self.hstride as i32);
         let (first, count) = self.inject_rows();
         (p.inject_row, p.inject_rows) = (first as i32, count as i32);
-        (p.dt, p.dx, p.history_scale) = (sv.dt, sv.dx, 1.0);
+        (p.dt, p.dx) = (sv.dt, sv.dx);
+        (p.history_scale, p.history_unscale) = (1.0, 1.0);
     }
 
     /// The number that fields are multiplied with before they become half precision: a power of two that leaves room

@@ -27,7 +27,8 @@ pub struct Limits {
     pub multiprocessors: usize,
     /// Most bytes of dynamic shared memory that a block may ask for.
     pub shared_bytes: usize,
-    /// Whether clusters of eight blocks can be launched (compute capability 9.0 and later).
+    /// Whether the kernels with clusters are there (compute capability 9.x to 11.x; later ones of 12.x have too little
+    /// shared memory a block).
     pub clusters: bool,
 }
 
