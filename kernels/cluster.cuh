@@ -22,6 +22,7 @@ template <class T> struct Neighbours {
     int rank, first, end, grid_rows, stride;
     __device__ __forceinline__ void operator()(int z, int x, const Vec<T> &p) const {
         const int W = Vec<T>::W;
+        if (z - first >= 2 && end - z > 2) return;
         if (z - first < 2) {
             const int up = (rank + CLUSTER - 1) % CLUSTER;
             const int rows = (up + 1) * grid_rows / CLUSTER - up * grid_rows / CLUSTER;

@@ -50,8 +50,7 @@ struct Params {
     int step;                    // one-launch-a-step kernels
     int reserved;
     double dt, dx;
-    double history_scale;      // stored numbers are this many times larger (half precision); a power of two
-    double history_unscale;    // 1 / history_scale
+    double history_unit;       // of the stored numbers: a power of two, 1 but for half precision
     double misfit_a, misfit_b; // the misfit's parameters
     double filter[6];          // two sections of gain, a1, a2
     const int *source;     // (s, 2): row and column
@@ -79,8 +78,8 @@ struct Params {
     void *fields;     // one-launch-a-step kernels: T (s, 2, rows, stride); for Born the perturbation's
     void *background; // Born: T (s, 2, rows, stride)
     void *data;       // T (s, nt, receivers)
-    // history: p_m times its weight in the gradient's sums
-    const double *weight; // (nt), 0 where nothing is stored
+    // history: p_m times its weight in the gradient's sums, in units of `history_unit`
+    const double *weight; // (nt): in these units, 0 where nothing is stored
     const int *level;     // (nt), -1 there
     void *history;        // H (s, levels, rows, hstride); none is kept where this is null
     // misfit and adjoint
@@ -142,22 +141,22 @@ DEVICE float from_half(half_t x) {
 #endif
 
 // A vector's worth of the history, in and out; full precision is stored as it is.
-template <class T> DEVICE void keep(T *to, const Vec<T> &x, T) { store(to, x); }
+template <class T> DEVICE void keep(T *to, const Vec<T> &x) { store(to, x); }
 template <class T> DEVICE Vec<T> recall(const T *from, T) { return load(from); }
 struct __align__(8) Half4 {
     half_t v[4];
 };
-DEVICE void keep(half_t *to, const Vec<float> &x, float scale) {
+DEVICE void keep(half_t *to, const Vec<float> &x) {
     Half4 h;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) h.v[j] = to_half(x.v[j] * scale);
+    for (int j = 0; j < 4; ++j) h.v[j] = to_half(x.v[j]);
     *(Half4 *)to = h;
 }
-DEVICE Vec<float> recall(const half_t *from, float inverse_scale) {
+DEVICE Vec<float> recall(const half_t *from, float unit) {
     Half4 h = *(const Half4 *)from;
     Vec<float> x;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) x.v[j] = from_half(h.v[j]) * inverse_scale;
+    for (int j = 0; j < 4; ++j) x.v[j] = from_half(h.v[j]) * unit;
     return x;
 }
 
@@ -181,28 +180,33 @@ template <class T> DEVICE T advance(T alpha, T centre, T rest, T lap, T now, T b
 // the whole height, that of the top and bottom strips only the columns between them.
 template <class T> struct Coefficients {
     Vec<T> alpha, centre, rest;
-    int key; // of the row that they are for
+    int alpha_until, until; // last rows that alpha, and the others, hold for
 
-    // For row z and columns x..x + W; does nothing where they are those of the row before.
+    DEVICE Coefficients none() {
+        Coefficients c;
+        c.alpha_until = c.until = -1;
+        return c;
+    }
+
+    // For row z and columns x..x + W, after the row before or none.
     __device__ __forceinline__ void of(const Params &P, const T *alpha_map, const T *kappa_table, int z, int x) {
-        const int W = Vec<T>::W;
-        const int deep = sponge_depth(z, P.pad, P.nz), left = x - P.pad;
-        // rows of the sponge are alike but for the columns between the side strips
-        const bool strip = left + W <= 0 || left >= P.nx;
-        const int row = clamp_(z - P.pad, P.nz), now = deep < 0 || strip ? row : P.nz + z;
-        if (now == key) return;
-        key = now;
-        const T *a = alpha_map + row * P.nx;
-        const T down = deep < 0 ? T(0) : kappa_table[deep];
-        const int first = clamp_(left, P.nx), last = clamp_(left + W - 1, P.nx);
-        if (first == last) {
-            const T same = a[first];
+        if (z <= until) return;
+        const int W = Vec<T>::W, left = x - P.pad;
+        if (z > alpha_until) {
+            alpha_until = z < P.pad ? P.pad : z < P.pad + P.nz - 1 ? z : P.rows;
+            const T *a = alpha_map + clamp_(z - P.pad, P.nz) * P.nx;
+            const int first = clamp_(left, P.nx), last = clamp_(left + W - 1, P.nx);
+            if (first == last) {
+                const T same = a[first];
 #pragma unroll
-            for (int j = 0; j < W; ++j) alpha.v[j] = same;
-        } else {
+                for (int j = 0; j < W; ++j) alpha.v[j] = same;
+            } else {
 #pragma unroll
-            for (int j = 0; j < W; ++j) alpha.v[j] = a[clamp_(left + j, P.nx)];
+                for (int j = 0; j < W; ++j) alpha.v[j] = a[clamp_(left + j, P.nx)];
+            }
         }
+        const int deep = sponge_depth(z, P.pad, P.nz);
+        const T down = deep < 0 ? T(0) : kappa_table[deep];
 #pragma unroll
         for (int j = 0; j < W; ++j) {
             const int across = sponge_depth(x + j, P.pad, P.nx);
@@ -210,6 +214,8 @@ template <class T> struct Coefficients {
             centre.v[j] = (T(2) + T(-5) * alpha.v[j]) - k;
             rest.v[j] = T(1) - k;
         }
+        // between the side strips the damping changes from row to row
+        until = left + W <= 0 || left >= P.nx ? alpha_until : z;
     }
 };
 
@@ -281,22 +287,21 @@ template <class T> struct Column {
     }
 };
 
-// Writes the cells of a vector that exist, and the copies that wrap around the ends of the row.
-template <class T> DEVICE void put(T *row, int x, int cols, const Vec<T> &p) {
+// Whether a vector holds cells that have copies beyond an end of the row, or none at all beyond the grid's last.
+template <class T> DEVICE bool at_end(int x, int cols) { return x < 2 || x + Vec<T>::W > cols - 2; }
+
+// Writes the cells of a vector that exist and, at the ends of the row, the copies that wrap around.
+template <class T> DEVICE void put(T *row, int x, int cols, bool end, const Vec<T> &p) {
     const int W = Vec<T>::W;
-    if (x + W <= cols) {
+    if (!end) {
         store(row + x, p);
-    } else {
-#pragma unroll
-        for (int j = 0; j < W; ++j)
-            if (x + j < cols) row[x + j] = p.v[j];
+        return;
     }
-    if (x < 2 || x + W > cols - 2) {
 #pragma unroll
-        for (int j = 0; j < W; ++j) {
-            if (x + j < 2) row[cols + x + j] = p.v[j];
-            if (x + j >= cols - 2 && x + j < cols) row[x + j - cols] = p.v[j];
-        }
+    for (int j = 0; j < W; ++j) {
+        if (x + j < cols) row[x + j] = p.v[j];
+        if (x + j < 2) row[cols + x + j] = p.v[j];
+        if (x + j >= cols - 2 && x + j < cols) row[x + j - cols] = p.v[j];
     }
 }
 

@@ -49,7 +49,7 @@ KERNEL THREADS(128, 3) step_born_f64(PARAMS) { born_shot<double>(P); }
         cluster_shot<T, H, rows, adjoint>(P, sm);                                                         \
     }
 CLUSTERED(cluster_forward_f32, float, float, 10, false, 320, 2)
-CLUSTERED(cluster_forward_f32_half, float, half_t, 10, false, 320, 2)
+CLUSTERED(cluster_forward_f32_half, float, half_t, 13, false, 256, 2)
 CLUSTERED(cluster_forward_f64, double, double, 20, false, 320, 1)
 CLUSTERED(cluster_adjoint_f32, float, float, 7, true, 480, 1)
 CLUSTERED(cluster_adjoint_f32_half, float, half_t, 10, true, 320, 1)

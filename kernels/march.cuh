@@ -37,8 +37,8 @@ DEVICE T march(const Params &P, const Shot<T, H> &shot, const StepOf<T> &step, c
                const Share &share, int zb, int ze, int x) {
     const int W = Vec<T>::W;
     Column<T> column;
-    Coefficients<T> c;
-    c.key = -1;
+    Coefficients<T> c = Coefficients<T>::none();
+    const bool end = at_end<T>(x, P.cols);
     T damped = T(0);
     H *history = shot.history;
     if (step.level >= 0) history += ((long)step.level * P.rows + zb) * P.hstride + x;
@@ -58,7 +58,7 @@ DEVICE T march(const Params &P, const Shot<T, H> &shot, const StepOf<T> &step, c
             p.v[j] = advance(c.alpha.v[j], c.centre.v[j], c.rest.v[j], lap.v[j], column.now.v[j], before.v[j]);
         if (ADJOINT) {
             if (step.level >= 0) {
-                const Vec<T> h = recall(history, T(P.history_unscale));
+                const Vec<T> h = recall(history, T(P.history_unit));
                 T *sum = shot.sums + z * P.hstride + x;
                 Vec<T> s = load(sum);
 #pragma unroll
@@ -82,10 +82,10 @@ DEVICE T march(const Params &P, const Shot<T, H> &shot, const StepOf<T> &step, c
                 Vec<T> h;
 #pragma unroll
                 for (int j = 0; j < W; ++j) h.v[j] = p.v[j] * step.weight;
-                keep(history, h, T(P.history_scale));
+                keep(history, h);
             }
         }
-        put(to, x, P.cols, p);
+        put(to, x, P.cols, end, p);
         share(z, x, p);
         column.next(down2);
         history += P.hstride;

@@ -90,8 +90,8 @@ template <class T> DEVICE void born_shot(const Params &P) {
     const T *d_alpha = (const T *)P.d_alpha + model * P.nz * P.nx, *d_kappa = (const T *)P.d_kappa + model * P.pad;
     const T sample = m < P.wavelet ? ((const T *)P.injection)[s * P.wavelet + m] : T(0);
     const T d_sample = m < P.wavelet ? ((const T *)P.d_injection)[s * P.wavelet + m] : T(0);
-    Coefficients<T> c, dc;
-    c.key = dc.key = -1;
+    Coefficients<T> c = Coefficients<T>::none(), dc = Coefficients<T>::none();
+    const bool end = at_end<T>(it.x, P.cols);
     int zb, ze;
     if (!it.run(P, it.begin, zb, ze)) return; // STEP_ROWS divides BLOCK: there is one run at most
     for (int z = zb; z < ze; ++z) {
@@ -115,7 +115,7 @@ template <class T> DEVICE void born_shot(const Params &P) {
             inject_source(p, it.x, P.source[2 * s + 1], sample);
             inject_source(dp, it.x, P.source[2 * s + 1], d_sample);
         }
-        put(f.next.row(z), it.x, P.cols, p);
-        put(d.next.row(z), it.x, P.cols, dp);
+        put(f.next.row(z), it.x, P.cols, end, p);
+        put(d.next.row(z), it.x, P.cols, end, dp);
     }
 }

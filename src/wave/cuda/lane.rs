@@ -181,10 +181,10 @@ impl Lane {
         Ok(p)
     }
 
-    /// Says where the history of a run goes.
+    /// Says where the history of a run goes, in units of `p.history_unit`.
     pub fn keep(&mut self, plan: &Plan, p: &mut Params, levels: &Levels) -> Result<()> {
         p.levels = levels.count as i32;
-        p.weight = self.put_f64(Slot::Weight, levels.weight.iter().copied())?;
+        p.weight = self.put_f64(Slot::Weight, levels.weight.iter().map(|w| w / p.history_unit))?;
         let mut next = 0..;
         let level = levels.weight.iter().map(|&w| if w != 0.0 { next.next().unwrap_or(0) } else { -1 });
         p.level = self.put_i32(Slot::Level, level)?;

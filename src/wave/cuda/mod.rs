@@ -289,8 +289,7 @@ impl Cuda {
     ) -> Result<Vec<f64>> {
         let plan = &self.plan;
         let mut p = lane.stage(plan, &self.shots(models, shots.clone()), None)?;
-        p.history_scale = plan.history_scale(models.iter().map(Model::vmax).fold(0.0, f64::max));
-        p.history_unscale = 1.0 / p.history_scale;
+        p.history_unit = plan.history_unit(models.iter().map(Model::vmax).fold(0.0, f64::max));
         lane.keep(plan, &mut p, &sums.levels())?;
         lane.forward(plan, &mut p)?;
         let stack = |gathers: &mut dyn Iterator<Item = &Gather>| -> Vec<f64> {

@@ -169,7 +169,8 @@ impl Plan {
     /// many as `kernels/fwi.cu` allows.
     fn cluster_threads(&self, adjoint: bool) -> u32 {
         let (rows, most) = match (self.precision, self.history, adjoint) {
-            (Precision::F32, _, false) => (10, 320),
+            (Precision::F32, History::Full, false) => (10, 320),
+            (Precision::F32, History::Half, false) => (13, 256),
             (Precision::F32, History::Full, true) => (7, 480),
             (Precision::F32, History::Half, true) => (10, 320),
             (Precision::F64, _, _) => (20, 320),
@@ -198,23 +199,17 @@ impl Plan {
         (p.stride, p.hstride) = (self.stride as i32, self.hstride as i32);
         let (first, count) = self.inject_rows();
         (p.inject_row, p.inject_rows) = (first as i32, count as i32);
-        (p.dt, p.dx) = (sv.dt, sv.dx);
-        (p.history_scale, p.history_unscale) = (1.0, 1.0);
+        (p.dt, p.dx, p.history_unit) = (sv.dt, sv.dx, 1.0);
     }
 
-    /// The number that fields are multiplied with before they become half precision: a power of two that leaves room
-    /// for fields 256 times as large as what the source adds in a step, three times weighted.
-    pub fn history_scale(&self, fastest: f64) -> f64 {
+    /// The unit in which fields are stored: 1, but for half precision a power of two that leaves room for fields 256 times
+    /// as large as what the source adds in a step, three times weighted.
+    pub fn history_unit(&self, fastest: f64) -> f64 {
         if self.history == History::Full {
             return 1.0;
         }
         let loudest = self.survey.wavelet.iter().fold(0.0f64, |m, w| m.max(w.abs()));
-        let room = 65504.0 / (3.0 * 256.0 * loudest * (fastest * self.survey.dt).powi(2));
-        room.log2().floor().exp2()
-    }
-
-    /// Whether windows are used.
-    pub fn causal(fidelity: Fidelity) -> bool {
-        fidelity == Fidelity::Fast
+        let largest = 3.0 * 256.0 * loudest * (fastest * self.survey.dt).powi(2);
+        (largest / 65504.0).log2().ceil().exp2()
     }
 }
