@@ -22,7 +22,9 @@ pub fn run() -> Result<ExitCode> {
             "memory: the system does not tell; runs are limited to 4 GB unless --max-memory says else"
         ))?,
     }
-    tell(format_args!("backends: cpu"))?;
+    for line in fwi::wave::cuda::driver::report() {
+        tell(line)?;
+    }
     let model = Model::from_map(Array2::from_shape_fn((70, 70), |(z, _)| 1500.0 + 40.0 * z as f64));
     for precision in [Precision::F32, Precision::F64] {
         let p = build(Survey::openfwi(), &CpuOptions { precision, ..CpuOptions::default() })?;
