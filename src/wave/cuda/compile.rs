@@ -146,12 +146,14 @@ fn find_compiler() -> Result<Compiler, String> {
 fn load_compiler(file: &Path) -> Option<libloading::Library> {
     // SAFETY: loading runs the constructors of NVIDIA's library, which ask nothing of us.
     let library = unsafe { libloading::Library::new(file) }.ok()?;
-    let part = if cfg!(windows) { "nvrtc-builtins64" } else { "libnvrtc-builtins.so" };
+    let prefix = if cfg!(windows) { "nvrtc-builtins64" } else { "libnvrtc-builtins.so" };
     let folder = file.parent().filter(|f| !f.as_os_str().is_empty());
     for entry in folder.and_then(|f| std::fs::read_dir(f).ok()).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(part) {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
             // SAFETY: as above; it stays as long as NVRTC.
-            unsafe { libloading::Library::new(entry.path()) }.map_or((), std::mem::forget);
+            if let Ok(part) = unsafe { libloading::Library::new(entry.path()) } {
+                std::mem::forget(part);
+            }
         }
     }
     Some(library)
