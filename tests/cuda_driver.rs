@@ -181,7 +181,11 @@ fn memory_launches_and_recordings() {
         device.replay(1, &mut || panic!("key 1 was kept")).unwrap();
         device.replay(115, &mut || device.clear(at, 1)).unwrap();
         let mut again = 0;
-        device.replay(100, &mut || Ok(again += 1)).unwrap();
+        let mut record = || {
+            again += 1;
+            Ok(())
+        };
+        device.replay(100, &mut record).unwrap();
         device.replay(1, &mut || panic!("key 1 was kept")).unwrap();
         assert_eq!(again, 1);
         device.free(at);

@@ -125,7 +125,8 @@ fn nvrtc(_: &Path) -> Result<(), Failed> {
     ensure(third.origin.contains("compiled now and kept in"), &third.origin)?;
     let fourth = compile::machine_code(90, Some(&file))?;
     ensure(fourth.origin.contains("cannot be written") && !fourth.image.is_empty(), &fourth.origin)?;
-    let wrong = compile::compiler()?.compile(&[("fwi.cu", "#include \"a.cuh\"\n"), ("a.cuh", "__device__ int a = b;\n")], 90);
+    let wrong =
+        compile::compiler()?.compile(&[("fwi.cu", "#include \"a.cuh\"\n"), ("a.cuh", "__device__ int a = b;\n")], 90);
     let said = wrong.err().ok_or("nonsense compiles")?;
     ensure(said.contains("a.cuh(1)") && said.contains("\"b\" is undefined") && !said.contains('\n'), &said)?;
     let unknown = compile::machine_code(9999, None).err().ok_or("sm_9999 compiles")?;

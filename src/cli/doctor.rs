@@ -3,6 +3,7 @@
 use super::options::available_memory;
 use super::tell;
 use fwi::wave::cpu::vector::Isa;
+use fwi::wave::cuda::driver;
 use fwi::wave::{CpuOptions, Precision, Propagator, build};
 use fwi::{Model, Result, Survey};
 use ndarray::Array2;
@@ -22,7 +23,8 @@ pub fn run() -> Result<ExitCode> {
             "memory: the system does not tell; runs are limited to 4 GB unless --max-memory says else"
         ))?,
     }
-    for line in fwi::wave::cuda::driver::report() {
+    tell(format_args!("backends: cpu{}", if driver::devices().is_ok() { ", cuda" } else { "" }))?;
+    for line in driver::report() {
         tell(line)?;
     }
     let model = Model::from_map(Array2::from_shape_fn((70, 70), |(z, _)| 1500.0 + 40.0 * z as f64));

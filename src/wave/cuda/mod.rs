@@ -2,6 +2,7 @@
 
 mod api;
 pub mod compile;
+mod device;
 pub mod driver;
 pub mod runtime;
 
