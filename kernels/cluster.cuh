@@ -90,7 +90,7 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
             for (int i = tid; i < BIN && b * BIN + i < P.nt; i += threads) {
                 const int k = b * BIN + i;
                 bin.level[i] = P.history == 0 ? -1 : P.level[k];
-                bin.weight[i] = T(P.weight[k]);
+                bin.weight[i] = P.history == 0 ? T(0) : T(P.weight[k]);
                 bin.sample[i] = k < P.wavelet ? ((const T *)P.injection)[s * P.wavelet + k] : T(0);
             }
             const int bins = (P.nt + BIN - 1) / BIN;

@@ -66,7 +66,7 @@ template <class T, class H, bool ADJOINT> DEVICE void step_shot(const Params &P)
     shot.sums = (T *)P.sums + (long)s * P.rows * P.hstride;
     StepOf<T> step;
     step.level = P.history == 0 ? -1 : P.level[m];
-    step.weight = T(P.weight[m]);
+    step.weight = P.history == 0 ? T(0) : T(P.weight[m]);
     step.sample = m < P.wavelet ? ((const T *)P.injection)[s * P.wavelet + m] : T(0);
     step.m = m;
     step.s = s;
@@ -74,7 +74,7 @@ template <class T, class H, bool ADJOINT> DEVICE void step_shot(const Params &P)
     int zb, ze;
     for (int z = it.begin; it.run(P, z, zb, ze); z = ze)
         damped += march<T, H, STEP_ROWS, ADJOINT>(P, shot, step, f.now, f.next, Alone(), zb, ze, it.x);
-    if (ADJOINT) P.damped[s * P.parts + it.index] += (double)damped; // each thread has a place of its own
+    if (ADJOINT) P.damped[(long)s * P.parts + it.index] += (double)damped; // each thread has a place of its own
 }
 
 // Born: a step of the perturbation with the scattering of the background, and one of the background.

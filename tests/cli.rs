@@ -317,6 +317,7 @@ fn plot_draws_every_kind() {
 fn doctor_and_help_tell() {
     let bench = Bench::new();
     let tells = predicate::str::contains("instruction sets").and(predicate::str::contains("backends: cpu"));
+    let tells = tells.and(predicate::str::contains("\ncuda: "));
     command(&bench, "doctor").assert().code(0).stdout(tells);
     for line in ["--help", "invert --help", "forward --help", "check --help", "plot --help", "doctor --help"] {
         command(&bench, line).assert().code(0).stdout(predicate::str::contains("Usage: fwi"));

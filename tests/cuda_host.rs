@@ -367,7 +367,7 @@ fn a_lost_device_is_said_to_be_lost() {
     host.fate.lost_after.store(9, Ordering::SeqCst);
     let base = options(Precision::F32, Fidelity::Fast, Kind::Cluster);
     let cuda = Cuda::new(survey, &base, vec![Box::new(host)]).unwrap();
-    let mut evaluate = || cuda.misfit_and_gradient(from_ref(&model), from_ref(&observed), &L2);
+    let evaluate = || cuda.misfit_and_gradient(from_ref(&model), from_ref(&observed), &L2);
     let e = (0..3).find_map(|_| evaluate().err()).expect("nine launches are fewer than three gradients take");
     assert_eq!((e.exit_code(), e.to_string().contains("lost")), (7, true));
 }

@@ -3,6 +3,7 @@
 use super::options::available_memory;
 use super::tell;
 use fwi::wave::cpu::vector::Isa;
+use fwi::wave::cuda::driver;
 use fwi::wave::{CpuOptions, Precision, Propagator, build};
 use fwi::{Model, Result, Survey};
 use ndarray::Array2;
@@ -22,7 +23,10 @@ pub fn run() -> Result<ExitCode> {
             "memory: the system does not tell; runs are limited to 4 GB unless --max-memory says else"
         ))?,
     }
-    tell(format_args!("backends: cpu"))?;
+    tell(format_args!("backends: cpu{}", if driver::devices().is_ok() { ", cuda" } else { "" }))?;
+    for line in driver::report() {
+        tell(line)?;
+    }
     let model = Model::from_map(Array2::from_shape_fn((70, 70), |(z, _)| 1500.0 + 40.0 * z as f64));
     for precision in [Precision::F32, Precision::F64] {
         let p = build(Survey::openfwi(), &CpuOptions { precision, ..CpuOptions::default() })?;

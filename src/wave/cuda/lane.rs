@@ -5,7 +5,6 @@ use super::plan::{Kind, Plan};
 use super::runtime::{Launch, Runtime};
 use crate::{Model, Position, Result};
 use bytemuck::Zeroable;
-use ndarray::Array3;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// The buffers of a lane, by what they hold.
@@ -87,11 +86,6 @@ impl Lane {
     /// A lane on a device.
     pub fn new(runtime: Box<dyn Runtime>) -> Self {
         Self { runtime, buffers: vec![(0, 0); Slot::Count as usize] }
-    }
-
-    /// The device.
-    pub fn runtime(&self) -> &dyn Runtime {
-        &*self.runtime
     }
 
     /// Gives all buffers back.
@@ -195,11 +189,6 @@ impl Lane {
 
     /// Runs the forward modelling of all shots into `p.data`, and into `p.history` if there is one.
     pub fn forward(&mut self, plan: &Plan, p: &mut Params) -> Result<()> {
-        if p.history == 0 {
-            // weights are read all the same
-            let nt = plan.survey.nt;
-            p.weight = self.put_f64(Slot::Weight, std::iter::repeat_n(0.0, nt))?;
-        }
         let all = (p.models * p.shots) as u32;
         if plan.kind == Kind::Cluster {
             let launch = plan.cluster_launch(all, false, false);
@@ -283,10 +272,8 @@ impl Lane {
     }
 
     /// The samples of all shots (shot, time, receiver) as they are on the device.
-    pub fn data(&self, plan: &Plan, p: &Params) -> Result<Array3<f64>> {
-        let (nt, nr, all) = (plan.survey.nt, plan.survey.receivers.len(), (p.models * p.shots) as usize);
-        let samples = self.numbers(plan, p.data, all * nt * nr)?;
-        Ok(Array3::from_shape_vec((all, nt, nr), samples).expect("a sample for every shot, step and receiver"))
+    pub fn data(&self, plan: &Plan, p: &Params) -> Result<Vec<f64>> {
+        self.numbers(plan, p.data, (p.models * p.shots) as usize * plan.samples())
     }
 
     /// The stored levels of a shot, (level, row, column) with rows `hstride` long.

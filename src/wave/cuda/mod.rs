@@ -6,12 +6,18 @@
 //! plan.rs     sizes: which kernels fit, what a shot takes
 //! params.rs   the kernels' parameter
 //! runtime.rs  the seam to the device
+//! driver.rs   a real device, with api.rs and device.rs
+//! compile.rs  machine code for it
 //! ```
 //!
 //! An evaluation makes no round trip: models go up, gradients come down. Coefficients, causal windows, misfit, adjoint
 //! source and the folding of the gradient are kernels too; only a misfit without a name is evaluated on the host. Each
 //! shot is computed for itself and sums have a fixed order, so results depend neither on the batch nor on the lane.
 
+mod api;
+pub mod compile;
+mod device;
+pub mod driver;
 mod lane;
 pub mod params;
 mod plan;
@@ -24,7 +30,7 @@ use super::{
 use crate::misfit::{FilteredL2, MisfitSpec};
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
 use lane::{Lane, Levels, Shots};
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 use params::{Params, misfit};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -240,18 +246,23 @@ impl Cuda {
         }
     }
 
-    /// Puts the data of the launch's shots, (shot, time, receiver), into the gathers.
-    fn collect(&self, lane: &Lane, p: &Params, gathers: &mut [Gather], shots: std::ops::Range<usize>) -> Result<()> {
-        let data = lane.data(&self.plan, p)?;
-        for (i, g) in gathers.iter_mut().enumerate() {
-            let from = data.slice(s![i * shots.len()..(i + 1) * shots.len(), .., ..]);
-            g.data.slice_mut(s![shots.clone(), .., ..]).assign(&from);
-        }
-        Ok(())
-    }
-
-    fn no_gathers(&self, n: usize) -> Vec<Gather> {
-        vec![Gather::new(ndarray::Array3::zeros(self.plan.survey.gather_shape())); n]
+    /// The gathers of `models` models, whose shots the launches of `work` give one after the other.
+    fn gathers(
+        &self,
+        models: usize,
+        mut work: impl FnMut(&mut Lane, std::ops::Range<usize>, std::ops::Range<usize>) -> Result<Vec<f64>>,
+    ) -> Result<Vec<Gather>> {
+        let shape = self.plan.survey.gather_shape();
+        let mut samples: Vec<Vec<f64>> = vec![Vec::new(); models];
+        self.launches(models, |lane, m, shots| {
+            let data = work(lane, m.clone(), shots.clone())?;
+            for (to, from) in samples[m].iter_mut().zip(data.chunks(shots.len() * self.plan.samples())) {
+                to.extend_from_slice(from);
+            }
+            Ok(())
+        })?;
+        let gather = |s| Gather::new(Array3::from_shape_vec(shape, s).expect("all shots of a model were run"));
+        Ok(samples.into_iter().map(gather).collect())
     }
 
     fn evaluate(&self, models: &[Model], target: &Target) -> Result<Vec<Summed>> {
@@ -291,36 +302,46 @@ impl Cuda {
         let mut p = lane.stage(plan, &self.shots(models, shots.clone()), None)?;
         p.history_unit = plan.history_unit(models.iter().map(Model::vmax).fold(0.0, f64::max));
         lane.keep(plan, &mut p, &sums.levels())?;
-        lane.forward(plan, &mut p)?;
-        let stack = |gathers: &mut dyn Iterator<Item = &Gather>| -> Vec<f64> {
-            gathers.flat_map(|g| g.data.slice(s![shots.clone(), .., ..]).into_iter().copied()).collect()
+        // what is observed goes up before the forward run, which the host need not wait for then
+        let stack = |gathers: &mut dyn Iterator<Item = &Gather>| {
+            let mut all = Vec::with_capacity(models.len() * shots.len() * plan.samples());
+            for g in gathers {
+                let part = g.data.slice(s![shots.clone(), .., ..]);
+                match part.as_slice() {
+                    Some(part) => all.extend_from_slice(part),
+                    None => all.extend(part.iter()),
+                }
+            }
+            all
         };
         match target {
             Target::Vector(data) => {
                 let traces = models.len() * shots.len() * plan.survey.receivers.len();
-                let data = stack(&mut data[which].iter());
+                let data = stack(&mut data[which.clone()].iter());
                 let samples = vec![p.nt; models.len()];
                 lane.observe(plan, &mut p, &data, &vec![1; traces], &samples)?;
                 p.misfit = misfit::LINEAR;
-                lane.misfit(plan, &p)?;
             }
-            Target::Observed(observed, named, code) => {
-                let observed = &observed[which];
+            Target::Observed(observed, _, code) => {
+                let observed = &observed[which.clone()];
                 let data = stack(&mut observed.iter().map(|o| &o.gather));
                 let live =
                     |o: &Observed| o.mask.live.slice(s![shots.clone(), ..]).iter().map(|&l| u8::from(l)).collect();
                 let live: Vec<Vec<u8>> = observed.iter().map(live).collect();
                 let samples: Vec<i32> = observed.iter().map(|o| o.mask.nt as i32).collect();
                 lane.observe(plan, &mut p, &data, &live.concat(), &samples)?;
-                match code {
-                    Some(code) => {
-                        (p.misfit, p.filter) = (code.number, code.filter);
-                        [p.misfit_a, p.misfit_b] = code.parameters;
-                        lane.misfit(plan, &p)?;
-                    }
-                    None => self.misfit_on_host(lane, &p, observed, *named, shots.clone())?,
+                if let Some(code) = code {
+                    (p.misfit, p.filter) = (code.number, code.filter);
+                    [p.misfit_a, p.misfit_b] = code.parameters;
                 }
             }
+        }
+        lane.forward(plan, &mut p)?;
+        match target {
+            Target::Observed(observed, misfit, None) => {
+                self.misfit_on_host(lane, &p, &observed[which], *misfit, shots)?;
+            }
+            _ => lane.misfit(plan, &p)?,
         }
         lane.adjoint(plan, &mut p)
     }
@@ -334,8 +355,11 @@ impl Cuda {
         misfit: &dyn Misfit,
         shots: std::ops::Range<usize>,
     ) -> Result<()> {
-        let data = lane.data(&self.plan, p)?;
-        let mut derivative = ndarray::Array3::zeros(data.dim());
+        let (nt, nr) = (self.plan.survey.nt, self.plan.survey.receivers.len());
+        let shape = (observed.len() * shots.len(), nt, nr);
+        let data =
+            Array3::from_shape_vec(shape, lane.data(&self.plan, p)?).expect("a sample for each step and receiver");
+        let mut derivative = Array3::zeros(data.dim());
         let mut trace = Vec::with_capacity(data.dim().0 * data.dim().2 * 3);
         for (i, synthetic) in data.axis_iter(Axis(0)).enumerate() {
             let (o, shot) = (&observed[i / shots.len()], shots.start + i % shots.len());
@@ -404,13 +428,11 @@ impl Propagator for Cuda {
 
     fn forward(&self, models: &[Model]) -> Result<Vec<Gather>> {
         self.check(models)?;
-        let mut gathers = self.no_gathers(models.len());
-        self.launches(models.len(), |lane, m, shots| {
-            let mut p = lane.stage(&self.plan, &self.shots(&models[m.clone()], shots.clone()), None)?;
+        self.gathers(models.len(), |lane, m, shots| {
+            let mut p = lane.stage(&self.plan, &self.shots(&models[m], shots), None)?;
             lane.forward(&self.plan, &mut p)?;
-            self.collect(lane, &p, &mut gathers[m], shots)
-        })?;
-        Ok(gathers)
+            lane.data(&self.plan, &p)
+        })
     }
 
     fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>> {
@@ -420,14 +442,12 @@ impl Propagator for Cuda {
             return Err(Error::Usage(format!("a direction of shape {found:?} does not fit the map {wanted:?}")));
         }
         self.check(models)?;
-        let mut gathers = self.no_gathers(models.len());
-        self.launches(models.len(), |lane, m, shots| {
-            let staged = self.shots(&models[m.clone()], shots.clone());
-            let mut p = lane.stage(&self.plan, &staged, Some(&directions[m.clone()]))?;
+        self.gathers(models.len(), |lane, m, shots| {
+            let staged = self.shots(&models[m.clone()], shots);
+            let mut p = lane.stage(&self.plan, &staged, Some(&directions[m]))?;
             lane.born(&self.plan, &mut p)?;
-            self.collect(lane, &p, &mut gathers[m], shots)
-        })?;
-        Ok(gathers)
+            lane.data(&self.plan, &p)
+        })
     }
 
     fn misfit_and_gradient(
@@ -500,7 +520,7 @@ impl Propagator for Cuda {
             for i in done..end {
                 let all = lane.levels(&plan, &p, i - done)?;
                 let shape = (levels.count, plan.rows, plan.hstride);
-                let all = ndarray::ArrayView3::from_shape(shape, &all).expect("as many numbers as were stored");
+                let all = ArrayView3::from_shape(shape, &all).expect("as many numbers as were stored");
                 for (level, field) in all.outer_iter().enumerate() {
                     visit(i, level, field.slice(s![.., ..plan.cols]));
                 }

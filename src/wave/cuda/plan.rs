@@ -2,7 +2,7 @@
 
 use super::params::{BIN, BLOCK, CLUSTER, Params, WINDOW};
 use super::runtime::{Launch, Limits};
-use crate::wave::{Fidelity, Precision};
+use crate::wave::Precision;
 use crate::{Error, Result, Survey};
 
 /// Which kernels step the fields.
