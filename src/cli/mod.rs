@@ -3,6 +3,7 @@
 mod check;
 mod doctor;
 mod forward;
+mod gpu_check;
 mod invert;
 mod monitor;
 mod options;
@@ -32,6 +33,7 @@ Exit codes:
   4         the system refused to read or write
   5         the memory limit is too small
   6         the numbers broke down
+  7         a GPU that was asked for cannot be used
   130, 143  stopped by SIGINT or SIGTERM, the state saved for --resume
 
 Files: .npy, .npz and .h5 are told apart by content when read and by
@@ -46,6 +48,8 @@ enum Command {
     Forward(forward::Args),
     /// Replay a gather from a map and compare, or test the adjoint on this machine
     Check(check::Args),
+    /// Compare a GPU's kernels with the CPU's, and time them
+    GpuCheck(gpu_check::Args),
     /// Draw maps, gathers and logs as PNG
     Plot(plot::Args),
     /// Tell what this machine offers: instruction sets, cores, memory, versions
@@ -58,6 +62,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Invert(args) => invert::run(args),
         Command::Forward(args) => forward::run(args),
         Command::Check(args) => check::run(args),
+        Command::GpuCheck(args) => gpu_check::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Doctor => doctor::run(),
     }
