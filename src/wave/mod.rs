@@ -2,12 +2,14 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod dispatch;
 pub mod reference;
 
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
 use ndarray::ArrayView2;
 
 pub use cpu::{Cpu, CpuOptions, Fidelity, Precision, build};
+pub use dispatch::Dispatch;
 pub use reference::Reference;
 
 /// Misfit, gradient and data of one model.
@@ -56,7 +58,12 @@ pub trait Propagator: Send + Sync {
     fn adjoint(&self, models: &[Model], data: &[Gather]) -> Result<Vec<Model>> {
         let observed: Vec<Observed> = data
             .iter()
-            .map(|y| Observed { mask: crate::Mask::all(y.data.dim()), gather: y.clone(), bad: vec![], dead: vec![] })
+            .map(|y| Observed {
+                mask: crate::Mask::all(y.data.dim()),
+                gather: y.clone().into(),
+                bad: vec![],
+                dead: vec![],
+            })
             .collect();
         let out = self.misfit_and_gradient(models, &observed, &crate::misfit::Linear)?;
         Ok(out.into_iter().map(|e| e.gradient).collect())
