@@ -214,6 +214,10 @@ impl Dispatch {
         let device = &*self.devices[lane.device];
         let mut todo = VecDeque::from([0..batch.models.len()]);
         while let Some(range) = todo.pop_front() {
+            if range.len() > lane.cap {
+                chunks(range, lane.cap).into_iter().rev().for_each(|c| todo.push_front(c));
+                continue;
+            }
             let called = catch_unwind(AssertUnwindSafe(|| task.run(device, batch, range.clone())));
             let problem = match called {
                 Ok(Ok(answers)) if answers.len() == range.len() => {
@@ -231,7 +235,7 @@ impl Dispatch {
                         "{}: no memory for {n} models at a time ({why}); going on with {cap}",
                         device.describe()
                     ));
-                    chunks(range, cap).into_iter().rev().for_each(|c| todo.push_front(c));
+                    todo.push_front(range);
                     continue;
                 }
                 Ok(Err(other)) => other,
