@@ -95,6 +95,13 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// The same engine with so many bytes for fields and data.
+    pub fn with_budget(&self, bytes: u64) -> Self {
+        Self { max_memory: Some(bytes.saturating_add(BASE_BYTES)), ..self.clone() }
+    }
+}
+
 /// What a gradient will take, in words.
 pub fn memory_line(propagator: &dyn Propagator) -> String {
     let total = propagator.gradient_bytes() + BASE_BYTES;
@@ -154,7 +161,12 @@ pub fn usable(mut model: Model, vmin: Option<f64>, survey: &Survey, path: &Path,
 
 /// The observed gather, if there is anything in it to compare with.
 pub fn observe(path: &Path, index: usize, survey: &Survey) -> Result<Observed> {
-    let data = Gathers::open(path, survey.gather_shape(), &Limits::default())?.get(index)?;
+    observe_in(&mut Gathers::open(path, survey.gather_shape(), &Limits::default())?, path, index)
+}
+
+/// [`observe`] in an open file.
+pub fn observe_in(gathers: &mut Gathers, path: &Path, index: usize) -> Result<Observed> {
+    let data = gathers.get(index)?;
     let observed = Observed::new(Gather::new(data));
     match observed.mask.samples() {
         0 => {
