@@ -12,6 +12,7 @@ mod monitor;
 mod options;
 mod plot;
 mod rundir;
+mod stream;
 mod tally;
 
 use clap::{Parser, Subcommand};
