@@ -127,8 +127,13 @@ impl Args {
         };
         let coarse = dispatch(engine.propagator(plan.survey.clone())?)?;
         let fine = engine.refinement(plan.survey.clone())?.map(dispatch).transpose()?;
-        // two groups, so that one's optimisers work while the other's gradients are computed
-        let wanted = self.in_flight.map_or(coarse.batch() * coarse.lanes().max(2), |n| n as usize);
+        // two groups, so that one's optimisers work while the other's gradients are computed; and more of them as
+        // inversions in different stages ask for different misfits, which no call can mix
+        let mut kinds: Vec<String> = plan.settings.stages.iter().map(|s| s.misfit.to_string()).collect();
+        kinds.sort();
+        kinds.dedup();
+        let groups = coarse.lanes().max(2) * kinds.len().div_ceil(2);
+        let wanted = self.in_flight.map_or(coarse.batch() * groups, |n| n as usize);
         let fit = (reserve / each).max(1) as usize;
         Ok(Engines { coarse, fine, in_flight: wanted.min(fit).min(plan.jobs.len()) })
     }

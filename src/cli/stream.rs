@@ -217,8 +217,8 @@ mod tests {
             let p = Instantly { survey: Survey::openfwi(), gather: gather.clone(), lanes, jitter: true };
             for fit in [1, 3, 1000] {
                 run(&p, 20, fit, &path, None).unwrap();
-                let all = fwi::io::Gathers::open(&path, (2, 3, 4), &Default::default()).unwrap().iter().collect();
-                let all: Vec<Array3<f64>> = Result::<Vec<_>>::from(all).unwrap();
+                let mut written = fwi::io::Gathers::open(&path, (2, 3, 4), &Default::default()).unwrap();
+                let all: Vec<Array3<f64>> = written.iter().collect::<Result<_>>().unwrap();
                 for (i, g) in all.iter().enumerate() {
                     let mut expected = gather.data.mapv(|x| f64::from(x as f32));
                     expected[[0, 0, 0]] = i as f64;
@@ -239,7 +239,6 @@ mod tests {
         let gather = Gather::new(Array3::from_shape_fn(survey.gather_shape(), |(a, b, c)| (a + b * c) as f64 * 1e-3));
         let p = Instantly { survey, gather, lanes: 2, jitter: false };
         let since = Instant::now();
-        // without the 23rd, which is bad
         let (ns, nt, nr) = p.gather.data.dim();
         let mut writer = ArrayWriter::create(dir.path().join("o.npy"), &[ns, nt, nr], DType::F32, Some(n)).unwrap();
         let read = |i| Ok(Model { vp: Array2::zeros((70, 70)), vmin: 100.0 + i as f64 });

@@ -137,8 +137,8 @@ impl Dispatch {
         }
         let kind = |call| match task {
             Task::Gradient(misfit) => match misfit.spec() {
-                None | Some(MisfitSpec::Own) => Kind::Own(call),
-                Some(spec) => Kind::Gradient(spec),
+                Some(spec) if spec != MisfitSpec::Own && is_comparable(&spec) => Kind::Gradient(spec),
+                _ => Kind::Own(call),
             },
             Task::Forward => Kind::Forward,
             Task::Born => Kind::Born,
@@ -186,8 +186,7 @@ impl Dispatch {
         let mut queue = self.lock();
         queue.finish(lane, began, answers, left);
         if let Some((name, problem)) = loss {
-            let device = &self.devices[lane.device];
-            if queue.retire(lane.device, device.lanes().max(1)) {
+            if queue.retire(lane.device) {
                 let heirs = if queue.devices.iter().any(|d| d.active) {
                     "its work goes to the others"
                 } else if self.primary < self.devices.len() && !queue.devices[self.primary].lost {
@@ -258,6 +257,12 @@ impl Dispatch {
         // no work is lost over a log
         let _ = catch_unwind(AssertUnwindSafe(|| (self.log)(line)));
     }
+}
+
+/// A parameter that is not a number equals nothing, itself included.
+#[expect(clippy::eq_op, reason = "it is the question")]
+fn is_comparable(spec: &MisfitSpec) -> bool {
+    spec == spec
 }
 
 /// A range in pieces of at most `size`.

@@ -77,6 +77,7 @@ struct Call {
 pub(super) struct DeviceState {
     pub active: bool,
     pub lost: bool,
+    lanes: usize,
     /// Calls that run now, and since when at least one does.
     running: usize,
     since: Option<Instant>,
@@ -141,7 +142,7 @@ impl Queue {
 
     /// Lets a device take part.
     pub fn activate(&mut self, device: usize, lanes: usize, batch: usize) {
-        self.devices[device].active = true;
+        (self.devices[device].active, self.devices[device].lanes) = (true, lanes);
         self.lanes += lanes;
         self.free.extend((0..lanes).map(|_| Lane { device, cap: batch.max(1) }));
         self.gone = None;
@@ -149,11 +150,11 @@ impl Queue {
     }
 
     /// Lets a device take part no more. Whether it did until now.
-    pub fn retire(&mut self, device: usize, lanes: usize) -> bool {
+    pub fn retire(&mut self, device: usize) -> bool {
         let was = std::mem::replace(&mut self.devices[device].active, false);
         if was {
             self.devices[device].lost = true;
-            self.lanes -= lanes;
+            self.lanes -= self.devices[device].lanes;
             self.free.retain(|lane| lane.device != device);
         }
         was
@@ -247,10 +248,9 @@ impl Queue {
             }
             let want = self.share(lane);
             let now = Instant::now();
-            let same = |r: &&Request| self.calls[&r.call].kind == kind;
             // a call that alone knows its misfit waits for nobody
             let alone = matches!(kind, Kind::Own(_));
-            if alone || now >= until || self.waiting.iter().filter(same).take(want).count() >= want {
+            if alone || now >= until || self.waiting.len() >= want {
                 *held = None;
                 return Turn::Lead(lane, self.take(kind, lane, want));
             }
