@@ -193,6 +193,7 @@ fn answers_come_in_order_and_each_caller_gets_its_own() {
         assert_eq!(s[0].requests + s[1].requests, 24 * (0..40).map(|r| r % 14).sum::<u64>());
         assert!(s.iter().all(|s| s.active && !s.lost && s.requests > 0 && s.busy > 0.0 && s.mean_batch > 1.0), "{s:?}");
         assert!(d.misfit_and_gradient(&[model(1.0)], &[], &L2).is_err());
+        assert!(value(&d, 1.0, &Huber { delta: f64::NAN }).unwrap().is_nan());
     });
 }
 

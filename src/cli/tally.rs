@@ -40,7 +40,7 @@ impl Tally {
         });
         let since = Instant::now();
         let state = Counted {
-            lines: known.iter().map(|line| Line::clone(line)).collect(),
+            lines: known.iter().copied().cloned().collect(),
             first_failure: None,
             sum_rms: known.iter().filter_map(|line| line.data_rms).sum(),
             inverted: known.len(),

@@ -110,7 +110,7 @@ impl ArrayWriter {
     /// Adds one or more whole items that [`DType::encode`] has turned into bytes. [`Error::Usage`] for a part of one.
     pub fn append_encoded(&mut self, bytes: &[u8]) -> crate::Result<()> {
         let size = self.item.iter().product::<usize>() * self.dtype.size();
-        if bytes.is_empty() || bytes.len() % size != 0 {
+        if bytes.is_empty() || !bytes.len().is_multiple_of(size) {
             let (path, found) = (self.path.display(), bytes.len());
             return Err(Error::Usage(format!("{path}: items have {size} bytes; {found} are no whole number of them")));
         }

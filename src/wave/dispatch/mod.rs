@@ -13,11 +13,13 @@
 //! | [`Error::Memory`] | the lane takes half as many models from then on; callers get the error when one model is too many |
 //! | anything else, or a panic | each model is tried alone, so that a bad one fails its own caller only |
 
+mod batch;
 mod queue;
 
 use super::{Evaluation, Propagator, WavefieldVisitor, same_length};
 use crate::misfit::MisfitSpec;
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
+use batch::{Batch, Task};
 use queue::{Answer, Companion, Held, Kind, Lane, Queue, Request, Turn};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -49,23 +51,6 @@ pub struct Dispatch {
     primary: usize,
     queue: Mutex<Queue>,
     log: Box<dyn Fn(&str) + Send + Sync>,
-}
-
-/// What is computed of the models, with what the caller lends for it.
-#[derive(Clone, Copy)]
-enum Task<'a> {
-    Gradient(&'a dyn Misfit),
-    Forward,
-    Born,
-}
-
-/// Models of several callers on their way through a device.
-struct Batch {
-    tickets: Vec<(u64, usize)>,
-    models: Vec<Model>,
-    observed: Vec<Observed>,
-    directions: Vec<Model>,
-    answers: Vec<Option<Result<Answer>>>,
 }
 
 impl Dispatch {
@@ -211,7 +196,8 @@ impl Dispatch {
     /// Fills in a batch's answers. Some are left open when the device is lost, whose name and problem it returns.
     fn evaluate(&self, batch: &mut Batch, lane: &mut Lane, task: Task) -> Option<(String, String)> {
         let device = &*self.devices[lane.device];
-        let mut todo = VecDeque::from([0..batch.models.len()]);
+        let mut todo = VecDeque::new();
+        todo.push_back(0..batch.models.len());
         while let Some(range) = todo.pop_front() {
             if range.len() > lane.cap {
                 chunks(range, lane.cap).into_iter().rev().for_each(|c| todo.push_front(c));
@@ -274,60 +260,6 @@ fn chunks(range: Range<usize>, size: usize) -> Vec<Range<usize>> {
 pub(crate) fn words(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no words".into())
-}
-
-impl Batch {
-    fn new(requests: Vec<Request>) -> Self {
-        let n = requests.len();
-        let mut batch = Self {
-            tickets: Vec::with_capacity(n),
-            models: Vec::with_capacity(n),
-            observed: vec![],
-            directions: vec![],
-            answers: (0..n).map(|_| None).collect(),
-        };
-        for Request { call, place, model, companion } in requests {
-            batch.tickets.push((call, place));
-            batch.models.push(model);
-            match companion {
-                Companion::Nothing => {}
-                Companion::Observed(o) => batch.observed.push(o),
-                Companion::Direction(d) => batch.directions.push(d),
-            }
-        }
-        batch
-    }
-
-    /// The answers with whom they are for, and the requests that have none.
-    #[expect(clippy::type_complexity, reason = "taken apart at once")]
-    fn split(self) -> (Vec<(u64, usize, Result<Answer>)>, Vec<Request>) {
-        let (mut done, mut left) = (vec![], vec![]);
-        let (mut observed, mut directions) = (self.observed.into_iter(), self.directions.into_iter());
-        for (((call, place), model), answer) in self.tickets.into_iter().zip(self.models).zip(self.answers) {
-            let observed = observed.next().map(Companion::Observed);
-            let companion =
-                observed.or_else(|| directions.next().map(Companion::Direction)).unwrap_or(Companion::Nothing);
-            match answer {
-                Some(answer) => done.push((call, place, answer)),
-                None => left.push(Request { call, place, model, companion }),
-            }
-        }
-        (done, left)
-    }
-}
-
-impl Task<'_> {
-    fn run(self, device: &dyn Propagator, batch: &Batch, range: Range<usize>) -> Result<Vec<Answer>> {
-        let models = &batch.models[range.clone()];
-        let gathers = |list: Vec<Gather>| list.into_iter().map(Answer::Gather).collect();
-        match self {
-            Self::Gradient(misfit) => device
-                .misfit_and_gradient(models, &batch.observed[range], misfit)
-                .map(|list| list.into_iter().map(|e| Answer::Evaluation(Box::new(e))).collect()),
-            Self::Forward => device.forward(models).map(gathers),
-            Self::Born => device.born(models, &batch.directions[range]).map(gathers),
-        }
-    }
 }
 
 fn gathers(answers: Vec<Answer>) -> Vec<Gather> {
