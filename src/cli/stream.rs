@@ -8,8 +8,8 @@
 use fwi::io::{ArrayWriter, DType};
 use fwi::{Error, Gather, Model, Propagator, Result};
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 
 /// How much is under way.
@@ -51,22 +51,34 @@ pub fn stream(
     let (to_model, models) = sync_channel(flow.blocks);
     let (to_encode, gathers) = sync_channel(flow.blocks);
     let (to_write, encoded) = sync_channel(flow.blocks);
-    let (models, gathers) = (Mutex::new(models), Mutex::new(gathers));
+    // of bytes that are written: fresh memory costs the system more than the conversion into it
+    let (models, gathers, buffers) = (Mutex::new(models), Mutex::new(gathers), Mutex::new(vec![]));
     thread::scope(|scope| {
         scope.spawn(|| read_blocks(n, flow.block, read, permits, to_model));
-        let (models, gathers) = (&models, &gathers);
+        let (models, gathers, buffers) = (&models, &gathers, &buffers);
         for _ in 0..propagator.lanes().max(1) {
             let next = to_encode.clone();
             scope.spawn(move || work(models, next, |models: Vec<Model>| propagator.forward(&models)));
         }
         for _ in 0..ENCODERS {
             let next = to_write.clone();
-            let encode = move |gathers: Vec<Gather>| Ok(gathers.iter().map(|g| dtype.encode(g.data.view())).collect());
+            let encode = move |gathers: Vec<Gather>| {
+                let one = |gather: Gather| {
+                    let mut bytes = lock(buffers).pop().unwrap_or_default();
+                    dtype.encode(gather.data.view(), &mut bytes);
+                    bytes
+                };
+                Ok(gathers.into_iter().map(one).collect())
+            };
             scope.spawn(move || work(gathers, next, encode));
         }
         drop((to_encode, to_write));
-        write_blocks(n, flow.block, encoded, permit, writer, progress)
+        write_blocks(n, flow.block, encoded, permit, writer, buffers, progress)
     })
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn read_blocks(
@@ -91,7 +103,7 @@ fn read_blocks(
 /// Takes blocks until there are no more, passing errors on as they are.
 fn work<A, B>(blocks: &Mutex<Receiver<Block<A>>>, next: SyncSender<Block<B>>, step: impl Fn(Vec<A>) -> Result<Vec<B>>) {
     loop {
-        let taken = blocks.lock().unwrap_or_else(|e| e.into_inner()).recv();
+        let taken = lock(blocks).recv();
         let Ok((place, block)) = taken else { return };
         if next.send((place, block.and_then(&step))).is_err() {
             return;
@@ -105,6 +117,7 @@ fn write_blocks(
     encoded: Receiver<Block<Vec<u8>>>,
     permit: SyncSender<()>,
     writer: &mut ArrayWriter,
+    buffers: &Mutex<Vec<Vec<u8>>>,
     mut progress: impl FnMut(usize),
 ) -> Result<()> {
     let mut early = BTreeMap::new();
@@ -122,6 +135,7 @@ fn write_blocks(
         };
         for bytes in gathers? {
             writer.append_encoded(&bytes)?;
+            lock(buffers).push(bytes);
             done += 1;
         }
         progress(done);

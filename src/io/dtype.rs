@@ -47,19 +47,12 @@ impl DType {
         self.kind == Kind::Float
     }
 
-    /// The numbers of an array in C order as this type's bytes, [`DType::F32`] or [`DType::F64`]. Numbers are rounded
-    /// to nearest; beyond the range they become infinite.
+    /// Replaces what `bytes` holds by the numbers of an array in C order as this type, [`DType::F32`] or [`DType::F64`].
+    /// Numbers are rounded to nearest; beyond the range they become infinite. A buffer of the right length is reused.
     ///
     /// # Panics
     /// For another type: files are written in no other.
-    pub fn encode<T: Element, D: Dimension>(self, array: ArrayView<'_, T, D>) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        self.encode_into(array, &mut bytes);
-        bytes
-    }
-
-    /// [`DType::encode`] in place of what `bytes` held.
-    pub(super) fn encode_into<T: Element, D: Dimension>(self, array: ArrayView<'_, T, D>, bytes: &mut Vec<u8>) {
+    pub fn encode<T: Element, D: Dimension>(self, array: ArrayView<'_, T, D>, bytes: &mut Vec<u8>) {
         /// In arrays of constant length, which the compiler turns into vector instructions.
         fn fill<const N: usize, T: Copy>(from: impl Iterator<Item = T>, to: &mut [u8], convert: impl Fn(T) -> [u8; N]) {
             to.as_chunks_mut::<N>().0.iter_mut().zip(from).for_each(|(to, from)| *to = convert(from));

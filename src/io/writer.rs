@@ -101,7 +101,7 @@ impl ArrayWriter {
             return Err(Error::Usage(format!("{path}: items have shape {:?}, not {found:?}", self.item)));
         }
         let mut bytes = std::mem::take(&mut self.bytes);
-        self.dtype.encode_into(item, &mut bytes);
+        self.dtype.encode(item, &mut bytes);
         let written = self.append_encoded(&bytes);
         self.bytes = bytes;
         written
