@@ -1,6 +1,7 @@
 //! Shot gathers and the mask of what in them can be trusted.
 
 use ndarray::{Array2, Array3, ArrayView2, s};
+use std::sync::Arc;
 
 /// A shot gather (shots, time samples, receivers), pressure in the data's own units.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,11 +53,11 @@ impl Mask {
     }
 }
 
-/// An observed gather ready to be fitted: finite everywhere, with the mask of what counts.
+/// An observed gather ready to be fitted: finite everywhere, with the mask of what counts. A clone shares the samples.
 #[derive(Clone, Debug)]
 pub struct Observed {
     /// The samples; traces that are masked out hold zeros where they were not finite.
-    pub gather: Gather,
+    pub gather: Arc<Gather>,
     /// What counts.
     pub mask: Mask,
     /// Traces (shot, receiver) left out because a sample is not finite.
@@ -88,7 +89,7 @@ impl Observed {
         if nt > 1 && gather.data.slice(s![.., nt - 1, ..]).iter().all(|&x| x == 0.0) {
             mask.nt = nt - 1;
         }
-        Self { gather, mask, bad, dead }
+        Self { gather: Arc::new(gather), mask, bad, dead }
     }
 
     /// Root mean square of `synthetic - observed` over the samples that count.

@@ -63,7 +63,8 @@ pub fn dot_test(propagator: &dyn Propagator, data: DataVector, seed: u64) -> Res
             let y = Gather::new(other.data + scale * band);
             let synthetic = propagator.forward(std::slice::from_ref(&m))?.remove(0);
             let mask = crate::Mask::all(survey.gather_shape());
-            let observed = Observed { gather: Gather::new(synthetic.data - &y.data), mask, bad: vec![], dead: vec![] };
+            let observed =
+                Observed { gather: Gather::new(synthetic.data - &y.data).into(), mask, bad: vec![], dead: vec![] };
             let e = propagator.misfit_and_gradient(std::slice::from_ref(&m), &[observed], &L2)?.remove(0);
             (y, e.gradient)
         }

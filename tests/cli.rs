@@ -319,7 +319,9 @@ fn doctor_and_help_tell() {
     let tells = predicate::str::contains("instruction sets").and(predicate::str::contains("backends: cpu"));
     let tells = tells.and(predicate::str::contains("\ncuda: "));
     command(&bench, "doctor").assert().code(0).stdout(tells);
-    for line in ["--help", "invert --help", "forward --help", "check --help", "plot --help", "doctor --help"] {
+    for line in
+        ["--help", "invert --help", "batch --help", "forward --help", "check --help", "plot --help", "doctor --help"]
+    {
         command(&bench, line).assert().code(0).stdout(predicate::str::contains("Usage: fwi"));
     }
     let codes = predicate::str::contains("3         a file holds something else");

@@ -214,7 +214,7 @@ fn damaged_and_foreign_checkpoints_are_refused_in_words() {
 
     let state = || State::from_bytes(&good, Path::new("c")).unwrap();
     let mut other = observed.clone();
-    other.gather.data[[0, 50, 3]] += 1e-9;
+    std::sync::Arc::make_mut(&mut other.gather).data[[0, 50, 3]] += 1e-9;
     let foreign = Inversion::new(&p, &other, settings(vec![l2()], 3)).unwrap();
     assert!(foreign.resume(state(), &mut ()).unwrap_err().to_string().contains("another gather"));
     let changed = Settings { memory: 7, ..settings(vec![l2()], 3) };

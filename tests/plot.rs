@@ -106,7 +106,7 @@ fn maps_that_cannot_be_drawn_are_refused() {
 fn a_residual_is_drawn_at_a_gain_that_shows_it() {
     let survey = survey(200);
     let observed = Observed::new(pressure(&survey));
-    let mut synthetic = observed.gather.clone();
+    let mut synthetic = (*observed.gather).clone();
     let all = decode(gather_figure(&observed, Some(&synthetic), &survey, None).unwrap());
     let alone = decode(gather_figure(&observed, None, &survey, None).unwrap());
     assert!(all.height() > 2 * alone.height());

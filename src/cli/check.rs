@@ -1,6 +1,7 @@
 //! `fwi check`: does this map explain this gather; and is the adjoint the adjoint on this machine.
 
-use super::options::{Engine, observe, parse_positive, usable};
+use super::engine::Engine;
+use super::options::{observe, parse_positive, usable};
 use super::tell;
 use fwi::io::{Limits, Maps};
 use fwi::verify::{self, DataVector};

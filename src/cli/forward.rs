@@ -1,13 +1,15 @@
-//! `fwi forward`: gathers of a stack of velocity maps, modelled in batches while the next ones are read.
+//! `fwi forward`: gathers of a stack of velocity maps, read, modelled and written side by side.
 
+use super::engine::Engine;
 use super::note;
-use super::options::{Engine, parse_positive, same_file, usable};
+use super::options::{parse_positive, same_file, usable};
+use super::stream::{Flow, stream};
 use fwi::io::{ArrayWriter, DType, Limits, Maps};
-use fwi::{Error, Model, Result, Survey};
+use fwi::{Error, Model, Propagator, Result, Survey};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Model gathers.
 #[derive(clap::Args)]
@@ -24,8 +26,11 @@ pub struct Args {
     engine: Engine,
 }
 
-/// Maps modelled at a time, per thread.
-const BATCH: usize = 4;
+/// Streams of a GPU: one computes while the gathers of two others come down and are converted.
+const LANES: usize = 3;
+
+/// Time between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -34,7 +39,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Err(Error::Usage(format!("{}: would be overwritten; choose another -o", args.maps.display())));
     }
     let mut maps = Maps::open(&args.maps, survey.map_shape(), &Limits::default())?;
-    let propagator = args.engine.propagator(survey.clone())?;
+    let propagator = args.engine.dispatch(&survey, LANES, 1, |line| note(line))?;
     let (ns, nt, nr) = survey.gather_shape();
     let n = maps.len();
     let dtype = if args.engine.is_double() { DType::F64 } else { DType::F32 };
@@ -47,36 +52,19 @@ pub fn run(args: Args) -> Result<ExitCode> {
         ProgressStyle::with_template("{bar:24} {pos}/{len} gathers, {per_sec}, {eta} left").expect("a valid template"),
     );
     let since = Instant::now();
-    let threads = if args.engine.threads > 0 {
-        args.engine.threads
-    } else {
-        std::thread::available_parallelism().map_or(1, |n| n.get())
-    };
     // a gather is held three times at most: as samples, stacked, and on its way to the file
     let fit = (args.engine.budget()? / 2 / (3 * 8 * (ns * nt * nr) as u64)).max(1) as usize;
-    let mut done = 0;
-    while done < n {
-        let count = (BATCH * threads).min(fit).min(n - done);
-        let mut batch = Vec::with_capacity(count);
-        for i in done..done + count {
-            let model = Model::from_map(maps.get(i)?);
-            batch.push(usable(model, args.vmin, &survey, &args.maps, i)?);
-        }
-        for gather in propagator.forward(&batch)? {
-            let data = gather.data.view();
-            if n == 1 {
-                data.outer_iter().try_for_each(|shot| writer.append(shot))?;
-            } else {
-                writer.append(data)?;
-            }
-        }
-        done += count;
+    let flow = Flow::of(&propagator, fit);
+    let read = |i| usable(Model::from_map(maps.get(i)?), args.vmin, &survey, &args.maps, i);
+    let mut told = since;
+    stream(n, read, &propagator, &mut writer, dtype, flow, |done| {
         bar.set_position(done as u64);
-        if bar.is_hidden() && (done == n || done % (100 * threads) < count) {
+        if bar.is_hidden() && (done == n || told.elapsed() >= LINE_EVERY) {
             let rate = done as f64 / since.elapsed().as_secs_f64();
             note(format_args!("{done} of {n} gathers, {rate:.1} per second"));
+            told = Instant::now();
         }
-    }
+    })?;
     writer.finish()?;
     bar.finish_and_clear();
     note(format_args!("wrote {}", args.output.display()));

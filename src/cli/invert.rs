@@ -1,20 +1,18 @@
 //! `fwi invert`: one gather to a velocity map with figures, result and log.
 
+use super::engine::Engine;
+use super::method::{Method, Signals, Until, starts_from_file};
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
-use super::options::{Engine, memory_line, observe, parse_duration, parse_positive, peak_memory, same_file};
+use super::options::{memory_line, observe, peak_memory, same_file};
 use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, RunDir, VELOCITY, VELOCITY_FIGURE};
-use fwi::invert::{Inversion, Outcome, Settings, Stage, Start, StopReason};
+use fwi::invert::{Inversion, Outcome, Settings, Start, StopReason};
 use fwi::io::{Limits, read_map, write_array, write_atomic};
 use fwi::{Error, Observed, Propagator, Result, Survey, family, plot};
 use ndarray::Array2;
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 /// Invert one gather.
 #[derive(clap::Args)]
@@ -33,15 +31,8 @@ pub struct Args {
     /// True map, to report the error against
     #[arg(long, value_name = "MAP")]
     truth: Option<PathBuf>,
-    /// Most evaluations (one forward and one adjoint each)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    max_evals: Option<u64>,
-    /// Most time, such as 90s, 10m or 1h
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    time_limit: Option<Duration>,
-    /// Stop when the data rms falls to this
-    #[arg(long, value_name = "RMS", value_parser = parse_positive)]
-    target_rms: Option<f64>,
+    #[command(flatten)]
+    until: Until,
     /// Continue the run that was interrupted or ran into a limit in DIR; without one, begin
     #[arg(long)]
     resume: bool,
@@ -55,22 +46,6 @@ pub struct Args {
     method: Method,
     #[command(flatten)]
     engine: Engine,
-}
-
-/// How to optimise.
-#[derive(clap::Args)]
-#[command(next_help_heading = "Method")]
-struct Method {
-    /// Stages in order, each MISFIT or MISFIT@EVALUATIONS: lowpass:HZ, l2, l1, huber:D, student:S [default: frequency
-    /// continuation, then l2]
-    #[arg(long, value_name = "STAGES")]
-    stages: Option<String>,
-    /// Smallest and largest velocity, m/s
-    #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "1500,4500")]
-    bounds: Vec<f64>,
-    /// Pairs that L-BFGS remembers
-    #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
-    memory: usize,
 }
 
 /// Everything resolved before any work.
@@ -95,31 +70,11 @@ impl Args {
         }
         let observed = observe(&self.gather, self.index, &survey)?;
         let truth = self.truth.as_ref().map(|p| read_map(p, survey.map_shape(), &limits)).transpose()?;
-        let start = match self.start.as_str() {
-            "gradient" => Start::Gradient,
-            map if !map.contains(['.', ':', '/']) && !Path::new(map).exists() => {
-                return Err(Error::Usage(format!("--start {map}: is neither \"gradient\" nor a file; name a map")));
-            }
-            map => Start::Map(read_map(map, survey.map_shape(), &limits)?),
+        let start = match starts_from_file(&self.start)? {
+            false => Start::Gradient,
+            true => Start::Map(read_map(&self.start, survey.map_shape(), &limits)?),
         };
-        let [low, high] = self.method.bounds[..] else {
-            return Err(Error::Usage("--bounds takes two velocities, as in 1500,4500".into()));
-        };
-        if low < high {
-            let fail = |e| Error::Usage(format!("--bounds {low},{high}: {e}; narrow the bounds"));
-            [low, high].iter().try_for_each(|&vmin| survey.check_velocities(low, high, vmin)).map_err(fail)?;
-        }
-        let mut settings = Settings {
-            bounds: (low, high),
-            memory: self.method.memory,
-            max_evals: self.max_evals,
-            time_limit: self.time_limit,
-            target_rms: self.target_rms,
-            ..Settings::default()
-        };
-        if let Some(text) = &self.method.stages {
-            settings.stages = Stage::parse_schedule(text)?;
-        }
+        let settings = self.method.settings(&self.until, &survey)?;
         Ok(Plan { survey, observed, truth, start, settings })
     }
 
@@ -130,30 +85,11 @@ impl Args {
     }
 }
 
-/// Flags that SIGINT and SIGTERM set; a second signal ends the process at once.
-struct Signals {
-    stop: Arc<AtomicBool>,
-    number: Arc<AtomicUsize>,
-}
-
-impl Signals {
-    fn install() -> Result<Self> {
-        let signals = Self { stop: Arc::default(), number: Arc::default() };
-        for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, signals.stop.clone())
-                .and_then(|_| signal_hook::flag::register_usize(signal, signals.number.clone(), signal as usize))
-                .and_then(|_| signal_hook::flag::register(signal, signals.stop.clone()))
-                .map_err(|e| Error::Usage(format!("cannot watch for signals: {e}")))?;
-        }
-        Ok(signals)
-    }
-}
-
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode> {
     let plan = args.plan()?;
     let propagator = args.engine.propagator(plan.survey.clone())?;
-    let fine = args.engine.refinement(plan.survey.clone())?;
+    let fine = args.engine.refined().map(|e| e.propagator(plan.survey.clone())).transpose()?;
     let signals = Signals::install()?;
     let mut inversion = Inversion::new(&*propagator, &plan.observed, plan.settings.clone())?.cancel(&signals.stop);
     if let Some(truth) = &plan.truth {
@@ -187,7 +123,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         args.say("no checkpoint yet; starting from the beginning");
     }
     let before = dir.open_log(state.as_ref().map_or(0, |s| s.iterations()))?;
-    let budget = Budget { evaluations: args.max_evals, time: args.time_limit };
+    let budget = Budget { evaluations: args.until.max_evals, time: args.until.time_limit };
     let mut monitor = Monitor::new(&mut dir, budget, before, args.quiet);
     let outcome = match state {
         Some(state) => inversion.resume(state, &mut monitor).map_err(|e| match e {
@@ -276,10 +212,7 @@ fn conclude(args: &Args, outcome: &Outcome, dir: &RunDir, signals: &Signals) -> 
     ));
     args.say(&format!("wrote {}", dir.file(VELOCITY).display()));
     match outcome.stop {
-        StopReason::Cancelled => {
-            let signal = signals.number.load(Ordering::SeqCst) as i32;
-            Err(Error::Interrupted { signal, saved: args.output.clone() })
-        }
+        StopReason::Cancelled => Err(signals.interruption(&args.output)),
         StopReason::MaxEvals { .. } | StopReason::TimeLimit { .. } => Ok(ExitCode::SUCCESS),
         _ => dir.finish().map(|()| ExitCode::SUCCESS),
     }

@@ -1,14 +1,21 @@
 //! The command line: one file per subcommand; arguments are resolved into a plan before any work begins.
 
+mod batch;
+mod batchdir;
 mod check;
 mod doctor;
+mod engine;
 mod forward;
+mod gather_list;
 mod gpu_check;
 mod invert;
+mod method;
 mod monitor;
 mod options;
 mod plot;
 mod rundir;
+mod stream;
+mod tally;
 
 use clap::{Parser, Subcommand};
 use fwi::{Error, Result};
@@ -44,6 +51,8 @@ in a file of several.";
 enum Command {
     /// Invert one gather: write the velocity map, figures, a result and a log into a directory
     Invert(invert::Args),
+    /// Invert many gathers at once: a map and a line of results each, into a directory
+    Batch(batch::Args),
     /// Model the gathers of velocity maps
     Forward(forward::Args),
     /// Replay a gather from a map and compare, or test the adjoint on this machine
@@ -60,6 +69,7 @@ enum Command {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Invert(args) => invert::run(args),
+        Command::Batch(args) => batch::run(args),
         Command::Forward(args) => forward::run(args),
         Command::Check(args) => check::run(args),
         Command::GpuCheck(args) => gpu_check::run(args),

@@ -1,99 +1,10 @@
-//! Options that several subcommands share, and their resolution into a propagator.
+//! What several subcommands parse, open and measure alike.
 
-use clap::{Args, ValueEnum};
+use super::engine::BASE_BYTES;
 use fwi::io::{Gathers, Limits};
-use fwi::wave::{CpuOptions, Fidelity, Precision, Propagator, build};
+use fwi::wave::Propagator;
 use fwi::{Error, Gather, Model, Observed, Result, Survey};
 use std::path::Path;
-
-/// Bytes that the process takes besides the propagator's fields: code, gathers, optimiser, figures.
-const BASE_BYTES: u64 = 64 << 20;
-
-/// How to compute.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Computing")]
-pub struct Engine {
-    /// Worker threads; 0 takes one per core
-    #[arg(long, default_value = "0", value_name = "N", value_parser = parse_threads)]
-    pub threads: usize,
-    /// Floating-point type of the wave fields [default: f32; an inversion ends in f64 where f32 rounding stops it]
-    #[arg(long, value_enum)]
-    pub precision: Option<PrecisionArg>,
-    /// exact: every cell at every step (default for f64); fast: causal windows and a decimated history, which change
-    /// data and gradients by less than f32 rounding (default for f32)
-    #[arg(long, value_enum)]
-    pub fidelity: Option<FidelityArg>,
-    /// Most memory the process may take, such as 400M or 2G; histories that do not fit are recomputed [default: half
-    /// of what is free now]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub max_memory: Option<u64>,
-}
-
-/// See [`Engine::precision`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PrecisionArg {
-    /// Single: what OpenFWI's data were made in
-    F32,
-    /// Double
-    F64,
-}
-
-/// See [`Engine::fidelity`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FidelityArg {
-    /// Every cell, every step
-    Exact,
-    /// Causal windows, decimated history
-    Fast,
-}
-
-impl Engine {
-    /// Whether every cell is updated at every step.
-    pub fn is_exact(&self) -> bool {
-        self.fidelity.map_or(self.is_double(), |f| f == FidelityArg::Exact)
-    }
-
-    /// Whether the fields are in f64.
-    pub fn is_double(&self) -> bool {
-        self.precision == Some(PrecisionArg::F64)
-    }
-
-    /// Bytes that fields and data may take: the limit less what any run needs.
-    pub fn budget(&self) -> Result<u64> {
-        let limit = self.max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| free / 2));
-        limit.checked_sub(BASE_BYTES).ok_or_else(|| {
-            let (limit, base) = (limit >> 20, BASE_BYTES >> 20);
-            Error::Memory(format!("{limit} MB are less than the {base} MB that any run needs; raise --max-memory"))
-        })
-    }
-
-    /// A propagator for `survey`.
-    pub fn propagator(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
-        let max_bytes = self.budget()?;
-        let options = CpuOptions {
-            precision: if self.is_double() { Precision::F64 } else { Precision::F32 },
-            fidelity: self.fidelity.map(|f| match f {
-                FidelityArg::Exact => Fidelity::Exact,
-                FidelityArg::Fast => Fidelity::Fast,
-            }),
-            threads: self.threads,
-            max_bytes,
-            isa: None,
-        };
-        build(survey, &options)
-    }
-}
-
-impl Engine {
-    /// The f64 propagator that an inversion ends with, unless a precision was asked for.
-    pub fn refinement(&self, survey: Survey) -> Result<Option<Box<dyn Propagator>>> {
-        if self.precision.is_some() {
-            return Ok(None);
-        }
-        let fidelity = self.fidelity.or(Some(FidelityArg::Fast));
-        Self { precision: Some(PrecisionArg::F64), fidelity, ..self.clone() }.propagator(survey).map(Some)
-    }
-}
 
 /// What a gradient will take, in words.
 pub fn memory_line(propagator: &dyn Propagator) -> String {
@@ -130,7 +41,7 @@ pub fn parse_duration(text: &str) -> std::result::Result<std::time::Duration, St
 /// More threads than this only take time and memory to start.
 const MAX_THREADS: usize = 1024;
 
-fn parse_threads(text: &str) -> std::result::Result<usize, String> {
+pub fn parse_threads(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|n| *n <= MAX_THREADS).ok_or_else(|| format!("write a number from 0 to {MAX_THREADS}"))
 }
 
@@ -154,7 +65,12 @@ pub fn usable(mut model: Model, vmin: Option<f64>, survey: &Survey, path: &Path,
 
 /// The observed gather, if there is anything in it to compare with.
 pub fn observe(path: &Path, index: usize, survey: &Survey) -> Result<Observed> {
-    let data = Gathers::open(path, survey.gather_shape(), &Limits::default())?.get(index)?;
+    observe_in(&mut Gathers::open(path, survey.gather_shape(), &Limits::default())?, path, index)
+}
+
+/// [`observe`] in an open file.
+pub fn observe_in(gathers: &mut Gathers, path: &Path, index: usize) -> Result<Observed> {
+    let data = gathers.get(index)?;
     let observed = Observed::new(Gather::new(data));
     match observed.mask.samples() {
         0 => {

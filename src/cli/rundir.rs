@@ -49,19 +49,40 @@ pub struct LogLine {
     pub mae: Option<f64>,
 }
 
+/// Makes or opens a directory and locks it for as long as the file lives. Errors when another process holds it.
+pub fn hold(path: &Path) -> Result<File> {
+    if path.exists() && !path.is_dir() {
+        return Err(Error::Usage(format!("{}: is no directory; choose another -o", path.display())));
+    }
+    fs::create_dir_all(path).map_err(|e| Error::io(path, "create", e))?;
+    let name = path.join(".lock");
+    let lock = File::create(&name).map_err(|e| Error::io(&name, "create", e))?;
+    if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
+        let message = format!("{}: another fwi is working there; wait for it or choose another -o", path.display());
+        return Err(Error::Usage(message));
+    }
+    Ok(lock)
+}
+
+/// Removes the unfinished files of killed processes from a directory, leaving those of processes that live.
+pub fn sweep(path: &Path) {
+    let Ok(entries) = fs::read_dir(path) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let Some(rest) = name.strip_prefix(TMP_PREFIX).filter(|_| name.ends_with(TMP_SUFFIX)) else { continue };
+        let writer = rest.split('-').next().unwrap_or_default();
+        // this process has written nothing yet: a file with its number is of an earlier one
+        if writer == std::process::id().to_string() || !Path::new("/proc").join(writer).exists() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 impl RunDir {
     /// Makes or opens the directory and locks it. Errors when another process holds it.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.exists() && !path.is_dir() {
-            return Err(Error::Usage(format!("{}: is no directory; choose another -o", path.display())));
-        }
-        fs::create_dir_all(path).map_err(|e| Error::io(path, "create", e))?;
-        let name = path.join(".lock");
-        let lock = File::create(&name).map_err(|e| Error::io(&name, "create", e))?;
-        if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
-            let message = format!("{}: another fwi is working there; wait for it or choose another -o", path.display());
-            return Err(Error::Usage(message));
-        }
+        let lock = hold(path)?;
         Ok(Self { path: path.to_path_buf(), synced: None, log: None, _lock: lock })
     }
 
@@ -94,19 +115,9 @@ impl RunDir {
         }
     }
 
-    /// Removes the unfinished files of killed processes, leaving those of processes that live.
+    /// See [`sweep`].
     pub fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.path) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let Some(rest) = name.strip_prefix(TMP_PREFIX).filter(|_| name.ends_with(TMP_SUFFIX)) else { continue };
-            let writer = rest.split('-').next().unwrap_or_default();
-            // this process has written nothing yet: a file with its number is of an earlier one
-            if writer == std::process::id().to_string() || !Path::new("/proc").join(writer).exists() {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
+        sweep(&self.path);
     }
 
     /// The newest checkpoint that is whole; `None` when there is none at all.

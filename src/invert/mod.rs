@@ -8,6 +8,7 @@
 //! [`Inversion::run`] begins at a [`Start`], [`Inversion::resume`] at a [`State`] that an [`Observer`] was handed; the
 //! resumed run gives the same bits as one that never stopped.
 
+mod batch;
 mod encoding;
 pub mod lbfgs;
 mod objective;
@@ -17,6 +18,7 @@ mod stage;
 mod start;
 mod state;
 
+pub use batch::{Task, bytes_per_inversion, invert_many};
 pub use outcome::{Observer, Outcome, Progress, StageSummary, StopReason};
 pub use run::{Inversion, Settings};
 pub use stage::{Stage, Stall, Vmin, default_schedule};

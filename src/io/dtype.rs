@@ -1,6 +1,7 @@
 //! Number types as files store them, and their conversion to f32 and f64.
 
 use half::f16;
+use ndarray::{ArrayView, Dimension};
 use std::fmt;
 
 /// What kind of number.
@@ -44,6 +45,28 @@ impl DType {
     /// Whether it is a floating-point type.
     pub fn is_float(self) -> bool {
         self.kind == Kind::Float
+    }
+
+    /// Replaces what `bytes` holds by the numbers of an array in C order as this type, [`DType::F32`] or [`DType::F64`].
+    /// Numbers are rounded to nearest; beyond the range they become infinite. A buffer of the right length is reused.
+    ///
+    /// # Panics
+    /// For another type: files are written in no other.
+    pub fn encode<T: Element, D: Dimension>(self, array: ArrayView<'_, T, D>, bytes: &mut Vec<u8>) {
+        /// In arrays of constant length, which the compiler turns into vector instructions.
+        fn fill<const N: usize, T: Copy>(from: impl Iterator<Item = T>, to: &mut [u8], convert: impl Fn(T) -> [u8; N]) {
+            to.as_chunks_mut::<N>().0.iter_mut().zip(from).for_each(|(to, from)| *to = convert(from));
+        }
+        assert!(self == Self::F32 || self == Self::F64, "{self} is not written");
+        bytes.resize(array.len() * self.size, 0);
+        let single = |x: T| (x.to_f64() as f32).to_le_bytes();
+        let double = |x: T| x.to_f64().to_le_bytes();
+        match (array.as_slice(), self.size) {
+            (Some(slice), 4) => fill(slice.iter().copied(), bytes, single),
+            (Some(slice), _) => fill(slice.iter().copied(), bytes, double),
+            (None, 4) => fill(array.iter().copied(), bytes, single),
+            (None, _) => fill(array.iter().copied(), bytes, double),
+        }
     }
 
     /// Appends the numbers in `bytes` (a whole count of them) to `out`.

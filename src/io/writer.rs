@@ -100,17 +100,29 @@ impl ArrayWriter {
             let (path, found) = (self.path.display(), item.shape());
             return Err(Error::Usage(format!("{path}: items have shape {:?}, not {found:?}", self.item)));
         }
-        self.bytes.clear();
-        if self.dtype == DType::F32 {
-            self.bytes.extend(item.iter().flat_map(|x| (x.to_f64() as f32).to_le_bytes()));
-        } else {
-            self.bytes.extend(item.iter().flat_map(|x| x.to_f64().to_le_bytes()));
+        let mut bytes = std::mem::take(&mut self.bytes);
+        self.dtype.encode(item, &mut bytes);
+        let written = self.append_encoded(&bytes);
+        self.bytes = bytes;
+        written
+    }
+
+    /// Adds one or more whole items that [`DType::encode`] has turned into bytes. [`Error::Usage`] for a part of one.
+    pub fn append_encoded(&mut self, bytes: &[u8]) -> crate::Result<()> {
+        let size = self.item.iter().product::<usize>() * self.dtype.size();
+        if bytes.is_empty() || !bytes.len().is_multiple_of(size) {
+            let (path, found) = (self.path.display(), bytes.len());
+            return Err(Error::Usage(format!("{path}: items have {size} bytes; {found} are no whole number of them")));
         }
+        bytes.chunks_exact(size).try_for_each(|item| self.append_item(item))
+    }
+
+    fn append_item(&mut self, bytes: &[u8]) -> crate::Result<()> {
         let written = match &mut self.sink {
-            Sink::Npy { file, .. } => file.write_all(&self.bytes),
+            Sink::Npy { file, .. } => file.write_all(bytes),
             Sink::Hdf5 { open } => {
                 let (tmp, bare) = (self.pending.tmp_path(), self.bare);
-                let (item, dtype, bytes, index) = (&self.item, self.dtype, &self.bytes, self.written);
+                let (item, dtype, index) = (&self.item, self.dtype, self.written);
                 hdf5_call(|| {
                     if open.is_none() {
                         *open = Some(hdf5_create(tmp, item, dtype, bare)?);

@@ -36,7 +36,7 @@ pub fn gather_figure(
     shot: Option<usize>,
 ) -> Result<Vec<u8>> {
     survey.validate()?;
-    for (what, gather) in [("observed", Some(&observed.gather)), ("synthetic", synthetic)] {
+    for (what, gather) in [("observed", Some(&*observed.gather)), ("synthetic", synthetic)] {
         if let Some((s, t, r)) = gather.map(|g| g.data.dim()).filter(|&d| d != survey.gather_shape()) {
             let (es, et, er) = survey.gather_shape();
             return Err(Error::Usage(format!(

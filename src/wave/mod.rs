@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod dispatch;
 pub mod reference;
 
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
@@ -9,6 +10,7 @@ use ndarray::ArrayView2;
 
 pub use cpu::{Cpu, CpuOptions, Fidelity, Precision, build};
 pub use cuda::{Cuda, CudaOptions, History};
+pub use dispatch::Dispatch;
 pub use reference::Reference;
 
 /// Misfit and gradient of one model.
@@ -57,7 +59,12 @@ pub trait Propagator: Send + Sync {
     fn adjoint(&self, models: &[Model], data: &[Gather]) -> Result<Vec<Model>> {
         let observed: Vec<Observed> = data
             .iter()
-            .map(|y| Observed { mask: crate::Mask::all(y.data.dim()), gather: y.clone(), bad: vec![], dead: vec![] })
+            .map(|y| Observed {
+                mask: crate::Mask::all(y.data.dim()),
+                gather: y.clone().into(),
+                bad: vec![],
+                dead: vec![],
+            })
             .collect();
         let out = self.misfit_and_gradient(models, &observed, &crate::misfit::Linear)?;
         Ok(out.into_iter().map(|e| e.gradient).collect())

@@ -33,6 +33,9 @@ pub struct Fate {
     pub replays: AtomicUsize,
 }
 
+/// Kernels with their parameters, in the order in which they were launched.
+type Launches = Vec<(String, Vec<u8>)>;
+
 /// A device of the host.
 pub struct Host {
     library: Arc<Library>,
@@ -40,8 +43,8 @@ pub struct Host {
     limits: Limits,
     memory: u64,
     blocks: Mutex<HashMap<u64, Layout>>,
-    keys: Mutex<HashMap<u64, Vec<(String, Vec<u8>)>>>,
-    recording: Mutex<Option<Vec<(String, Vec<u8>)>>>,
+    keys: Mutex<HashMap<u64, Launches>>,
+    recording: Mutex<Option<Launches>>,
     pub fate: Arc<Fate>,
 }
 
@@ -199,12 +202,9 @@ impl Runtime for Host {
         *self.recording.lock().unwrap() = Some(vec![]);
         record()?;
         let list = self.recording.lock().unwrap().take().unwrap();
-        match self.keys.lock().unwrap().insert(key, list.clone()) {
-            Some(known) => {
-                self.fate.replays.fetch_add(1, Ordering::SeqCst);
-                assert_eq!(known, list, "a key stands for two pieces of work");
-            }
-            None => {}
+        if let Some(known) = self.keys.lock().unwrap().insert(key, list.clone()) {
+            self.fate.replays.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(known, list, "a key stands for two pieces of work");
         }
         Ok(())
     }

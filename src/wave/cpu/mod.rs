@@ -412,6 +412,11 @@ impl<T: Real> Propagator for Cpu<T> {
         Ok(())
     }
 
+    /// Enough that no thread waits long for the last shot.
+    fn batch(&self) -> usize {
+        (4 * self.pool.threads()).div_ceil(self.survey.sources.len())
+    }
+
     fn release(&self) {
         self.idle().workspaces.clear();
     }

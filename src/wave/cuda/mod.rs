@@ -324,7 +324,7 @@ impl Cuda {
             }
             Target::Observed(observed, _, code) => {
                 let observed = &observed[which.clone()];
-                let data = stack(&mut observed.iter().map(|o| &o.gather));
+                let data = stack(&mut observed.iter().map(|o| &*o.gather));
                 let live =
                     |o: &Observed| o.mask.live.slice(s![shots.clone(), ..]).iter().map(|&l| u8::from(l)).collect();
                 let live: Vec<Vec<u8>> = observed.iter().map(live).collect();
@@ -399,7 +399,7 @@ impl Propagator for Cuda {
             Kind::Steps => "a launch a step",
         };
         format!(
-            "CUDA on {}, {}, {kernels}, {} gathers a launch, at most {} MB of its memory",
+            "{}, {}, {kernels}, {} gathers a launch, at most {} MB of its memory",
             self.name,
             self.arithmetic(),
             self.batch(),
@@ -411,9 +411,9 @@ impl Propagator for Cuda {
         let precision = if self.plan.precision == Precision::F64 { "f64" } else { "f32" };
         let half = if self.plan.history == History::Half { " in half precision" } else { "" };
         match self.fidelity {
-            Fidelity::Exact => format!("{precision}, exact"),
+            Fidelity::Exact => format!("CUDA {precision}, exact"),
             Fidelity::Fast => {
-                format!("{precision}, fast (causal windows, history every {} steps{half})", self.decimation)
+                format!("CUDA {precision}, fast (causal windows, history every {} steps{half})", self.decimation)
             }
         }
     }

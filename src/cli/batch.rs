@@ -1,0 +1,282 @@
+//! `fwi batch`: many gathers to velocity maps, as many at a time as keep the device busy.
+
+use super::batchdir::{BatchDir, Line};
+use super::engine::Engine;
+use super::gather_list::{self, Job, MapPerGather};
+use super::method::{Method, Signals, Until, starts_from_file};
+use super::note;
+use super::options::{peak_memory, same_file};
+use super::tally::Tally;
+use fwi::invert::{Outcome, Settings, Start, Task, bytes_per_inversion, invert_many};
+use fwi::io::{Limits, read_map};
+
+use fwi::wave::Dispatch;
+use fwi::{Error, Propagator, Result, Survey, plot};
+use serde_json::json;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Invert many gathers.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Gathers (5, 1000, 70), stacks of them, or directories of .npy gathers
+    #[arg(required = true, value_name = "INPUT")]
+    inputs: Vec<PathBuf>,
+    /// Directory for velocity/ID.npy, results.jsonl, summary.json and velocity.png; ID is the file's name, with _INDEX
+    /// in a stack
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Inversions at a time [default: as many as keep the device busy and fit the memory]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    in_flight: Option<u32>,
+    /// Starting models: "gradient" (exact source velocities, growing with depth), or maps in m/s: one for all, a stack
+    /// in the gathers' order, or a directory of ID.npy
+    #[arg(long, default_value = "gradient", value_name = "gradient|MAPS")]
+    start: String,
+    /// True maps, to report the error against: a stack in the gathers' order, or a directory of ID.npy
+    #[arg(long, value_name = "MAPS")]
+    truth: Option<PathBuf>,
+    #[command(flatten)]
+    until: Until,
+    /// Leave out the gathers that DIR holds results of; those that failed are tried again
+    #[arg(long)]
+    resume: bool,
+    /// Remove what an earlier batch left in DIR
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    method: Method,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+/// Streams of a GPU: one computes while another's models and gathers go up and its gradients come down.
+const LANES: usize = 2;
+
+/// Most maps on the contact sheet.
+const SHEET: usize = 20;
+
+/// Everything resolved before any work.
+struct Plan {
+    survey: Survey,
+    settings: Settings,
+    jobs: Vec<Job>,
+    start: Option<MapPerGather>,
+    truth: Option<MapPerGather>,
+}
+
+/// What computes, and how many inversions it shall have at a time.
+struct Engines {
+    coarse: Dispatch,
+    fine: Option<Dispatch>,
+    in_flight: usize,
+}
+
+impl Args {
+    fn plan(&self) -> Result<Plan> {
+        let survey = Survey::openfwi();
+        let settings = self.method.settings(&self.until, &survey)?;
+        let maps = self.output.join("velocity");
+        let read = self.inputs.iter().chain(&self.truth).cloned().chain([PathBuf::from(&self.start)]);
+        for input in read {
+            let within = if input.is_dir() { Some(&*input) } else { input.parent() };
+            if within.is_some_and(|d| !d.as_os_str().is_empty() && same_file(d, &maps)) {
+                let message = format!("{}: would be overwritten by the results; choose another -o", input.display());
+                return Err(Error::Usage(message));
+            }
+        }
+        let from_file = starts_from_file(&self.start)?;
+        let jobs = gather_list::list(&self.inputs, &survey)?;
+        let open = |path: &Path| MapPerGather::open(path, jobs.len(), &survey);
+        let start = from_file.then(|| open(Path::new(&self.start))).transpose()?;
+        let truth = self.truth.as_deref().map(open).transpose()?;
+        Ok(Plan { survey, settings, jobs, start, truth })
+    }
+
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            note(text);
+        }
+    }
+
+    /// The engines within the memory that the inversions leave.
+    fn engines(&self, plan: &Plan) -> Result<Engines> {
+        let budget = self.engine.budget()?;
+        let each = bytes_per_inversion(&plan.survey, &plan.settings);
+        let reserve = match self.in_flight {
+            Some(n) => u64::from(n) * each,
+            None => budget / 2,
+        };
+        let Some(rest) = budget.checked_sub(reserve) else {
+            return Err(Error::Memory(format!(
+                "{} inversions at a time take {} MB besides the fields; lower --in-flight or raise --max-memory",
+                self.in_flight.unwrap_or(1),
+                reserve >> 20
+            )));
+        };
+        let share = if self.engine.precision.is_none() { rest / 2 } else { rest };
+        let engine = self.engine.with_budget(share);
+        let log: fn(&str) = if self.quiet { |_| () } else { |line| note(line) };
+        let refined = engine.refined();
+        let parts = if refined.is_some() { 2 } else { 1 };
+        let coarse = engine.dispatch(&plan.survey, LANES, parts, log)?;
+        let fine = refined.map(|e| e.dispatch(&plan.survey, LANES, parts, log)).transpose()?;
+        // two groups, so that one's optimisers work while the other's gradients are computed; and more of them as
+        // inversions in different stages ask for different misfits, which no call can mix
+        let mut kinds: Vec<String> = plan.settings.stages.iter().map(|s| s.misfit.to_string()).collect();
+        kinds.sort();
+        kinds.dedup();
+        let groups = coarse.lanes().max(2) * kinds.len().div_ceil(2);
+        let wanted = self.in_flight.map_or(coarse.batch() * groups, |n| n as usize);
+        let fit = (reserve / each).max(1) as usize;
+        Ok(Engines { coarse, fine, in_flight: wanted.min(fit).min(plan.jobs.len()) })
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let plan = args.plan()?;
+    let engines = args.engines(&plan)?;
+    let signals = Signals::install()?;
+    // nothing in the directory is touched before all that was asked for is known to make sense
+    let mut dir = BatchDir::open(&args.output)?;
+    if args.force {
+        dir.clear()?;
+    } else if !args.resume && dir.is_used()? {
+        let message = format!(
+            "{} holds a batch; continue it with --resume, replace it with --force or choose another -o",
+            args.output.display()
+        );
+        return Err(Error::Usage(message));
+    }
+    let ids = plan.jobs.iter().map(|job| &job.id[..]).collect();
+    let done = dir.begin(&ids)?;
+    let todo: Vec<&Job> = plan.jobs.iter().filter(|job| !done.contains_key(&job.id)).collect();
+    let known: Vec<&Line> = plan.jobs.iter().filter_map(|job| done.get(&job.id)).collect();
+    report(&args, &plan, &engines, known.len());
+    let tally = Tally::new(plan.jobs.len(), &known, args.quiet);
+    let load = |job: &&Job| load(&plan, job);
+    let sink = |job: &Job, outcome: Result<Outcome>| {
+        let (line, code) = line(job, &outcome);
+        dir.keep(&line, outcome.as_ref().ok().map(|o| &o.model.vp))?;
+        tally.add(job.number, line, code, &engines.coarse, engines.fine.as_ref());
+        Ok(())
+    };
+    let fine = engines.fine.as_ref().map(|d| d as &dyn Propagator);
+    let in_flight = engines.in_flight.min(todo.len());
+    let ended = invert_many(&engines.coarse, fine, todo, &plan.settings, in_flight, &signals.stop, load, sink);
+    tally.finish();
+    ended?;
+    if tally.done() < plan.jobs.len() {
+        return Err(signals.interruption(&args.output));
+    }
+    conclude(&args, &plan, &engines, &dir, &tally)
+}
+
+fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
+    let (n, in_flight) = (plan.jobs.len(), engines.in_flight);
+    let resumed = if before > 0 { format!(", {before} of them done before") } else { String::new() };
+    args.say(&format!("gathers: {n}{resumed}; {in_flight} at a time"));
+    args.say(&format!("engine: {}", engines.coarse.describe()));
+    if let Some(fine) = &engines.fine {
+        args.say(&format!("engine of refined stages: {}", fine.describe()));
+    }
+    let each = bytes_per_inversion(&plan.survey, &plan.settings);
+    let fields = engines.coarse.gradient_bytes() + engines.fine.as_ref().map_or(0, |f| f.gradient_bytes());
+    let inversions = each * in_flight as u64;
+    args.say(&format!("memory: {} MB for fields and history, {} MB for inversions", fields >> 20, inversions >> 20));
+}
+
+fn load(plan: &Plan, job: &Job) -> Result<Task> {
+    let start = plan.start.as_ref().map(|maps| maps.get(job, &plan.survey)).transpose()?;
+    let truth = plan.truth.as_ref().map(|maps| maps.get(job, &plan.survey)).transpose()?;
+    Ok(Task { observed: job.observe(&plan.survey)?, start: start.map_or(Start::Gradient, Start::Map), truth })
+}
+
+/// The line of an outcome; for a failure, its exit code too.
+fn line(job: &Job, outcome: &Result<Outcome>) -> (Line, Option<u8>) {
+    let about = Line { id: job.id.clone(), gather: job.path.clone(), index: job.index, ..Line::default() };
+    match outcome {
+        Ok(o) => {
+            let line = Line {
+                data_rms: Some(o.data_rms),
+                mae: o.mae,
+                evaluations: o.evaluations,
+                seconds: o.seconds,
+                stop_reason: Some(o.stop.to_string()),
+                ..about
+            };
+            (line, None)
+        }
+        Err(e) => (Line { error: Some(e.to_string()), ..about }, Some(e.exit_code())),
+    }
+}
+
+/// The contact sheet of the first maps.
+fn sheet(plan: &Plan, dir: &BatchDir, lines: &HashMap<&str, &Line>) -> Result<()> {
+    let inverted = plan.jobs.iter().filter(|job| lines.get(&job.id[..]).is_some_and(|line| line.error.is_none()));
+    let (mut maps, mut captions) = (vec![], vec![]);
+    for job in inverted.take(SHEET) {
+        maps.push(read_map(dir.map(&job.id), plan.survey.map_shape(), &Limits::default())?);
+        captions.push(job.id.clone());
+    }
+    if maps.is_empty() {
+        return Ok(());
+    }
+    let views: Vec<_> = maps.iter().map(|m| m.view()).collect();
+    let stack = ndarray::stack(ndarray::Axis(0), &views).expect("maps of one shape");
+    dir.write_sheet(&plot::contact_sheet(stack.view(), &captions)?)
+}
+
+/// Writes what is about all gathers and says how it ended; the exit code is the first failure's, by the gathers' order.
+fn conclude(args: &Args, plan: &Plan, engines: &Engines, dir: &BatchDir, tally: &Tally) -> Result<ExitCode> {
+    let lines = tally.lines();
+    sheet(plan, dir, &lines.iter().map(|line| (&line.id[..], line)).collect())?;
+    let failed: HashSet<&str> = lines.iter().filter(|l| l.error.is_some()).map(|l| &l.id[..]).collect();
+    let mean = |number: fn(&Line) -> Option<f64>| {
+        let all: Vec<f64> = lines.iter().filter_map(number).collect();
+        (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
+    };
+    let devices = engines.coarse.statistics().into_iter().chain(engines.fine.iter().flat_map(|f| f.statistics()));
+    let devices: Vec<_> = devices
+        .map(|d| {
+            json!({
+                "device": d.device,
+                "lost": d.lost,
+                "busy": d.busy,
+                "evaluations": d.requests,
+                "evaluations_a_call": d.mean_batch,
+            })
+        })
+        .collect();
+    let (rms, mae) = (mean(|l| l.data_rms), mean(|l| l.mae));
+    dir.write_summary(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "inputs": args.inputs,
+        "gathers": lines.len(),
+        "inverted": lines.len() - failed.len(),
+        "failed": failed.len(),
+        "mean_data_rms": rms,
+        "mean_mae": mae,
+        "evaluations": lines.iter().map(|l| l.evaluations).sum::<u64>(),
+        "start": args.start,
+        "in_flight": engines.in_flight,
+        "last_run": {
+            "gathers": tally.added(),
+            "seconds": tally.seconds(),
+            "gathers_per_hour": tally.per_hour(),
+            "peak_memory_bytes": peak_memory(),
+            "devices": devices,
+        },
+        "settings": plan.settings,
+    }))?;
+    let rms = rms.map_or(String::new(), |r| format!(", mean data rms {r:.3e}"));
+    let mae = mae.map_or(String::new(), |m| format!(", mean MAE {m:.2} m/s"));
+    let failures = if failed.is_empty() { String::new() } else { format!(", {} failed", failed.len()) };
+    args.say(&format!("{} gathers{failures}{rms}{mae}; wrote {}", lines.len(), args.output.display()));
+    Ok(tally.first_failure().map_or(ExitCode::SUCCESS, ExitCode::from))
+}

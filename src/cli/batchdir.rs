@@ -1,0 +1,122 @@
+//! The directory of a batch: a map a gather, and a line a gather in results.jsonl, from which `--resume` goes on.
+
+use super::gather_list::npy_files;
+use super::rundir::{hold, sweep};
+use fwi::io::{write_array, write_atomic};
+use fwi::{Error, Result};
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+const RESULTS: &str = "results.jsonl";
+const SUMMARY: &str = "summary.json";
+const SHEET: &str = "velocity.png";
+const MAPS: &str = "velocity";
+
+/// What came of one gather: a line of results.jsonl.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Line {
+    /// The name of its map, without .npy.
+    pub id: String,
+    /// The file it came from.
+    pub gather: PathBuf,
+    /// Which gather of the file.
+    pub index: usize,
+    /// Rms of the residual, in the data's units; none where it failed.
+    pub data_rms: Option<f64>,
+    /// Mean absolute error against the truth, m/s.
+    pub mae: Option<f64>,
+    /// Evaluations.
+    pub evaluations: u64,
+    /// Wall time, s, much of it spent waiting for others' gradients.
+    pub seconds: f64,
+    /// Why it ended.
+    pub stop_reason: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// An output directory held by this process.
+pub struct BatchDir {
+    path: PathBuf,
+    results: Option<Mutex<File>>,
+    _lock: File,
+}
+
+impl BatchDir {
+    /// Makes or opens the directory and locks it. Errors when another process holds it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let lock = hold(path)?;
+        let maps = path.join(MAPS);
+        fs::create_dir_all(&maps).map_err(|e| Error::io(&maps, "create", e))?;
+        sweep(path);
+        sweep(&maps);
+        Ok(Self { path: path.to_path_buf(), results: None, _lock: lock })
+    }
+
+    /// Where a gather's map goes.
+    pub fn map(&self, id: &str) -> PathBuf {
+        self.path.join(MAPS).join(format!("{id}.npy"))
+    }
+
+    /// Whether a batch, or anything that looks like one's maps, is here.
+    pub fn is_used(&self) -> Result<bool> {
+        Ok(self.path.join(RESULTS).exists() || !npy_files(&self.path.join(MAPS))?.is_empty())
+    }
+
+    /// Removes what a batch has left here, the results first.
+    pub fn clear(&self) -> Result<()> {
+        let own = [RESULTS, SUMMARY, SHEET].map(|name| self.path.join(name));
+        for file in own.into_iter().chain(npy_files(&self.path.join(MAPS))?) {
+            match fs::remove_file(&file) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&file, "remove", e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the results and returns those that stand, by id. Lines that a kill has torn, and failures and lost maps of
+    /// the gathers `ids`, to be done again, are left out.
+    pub fn begin(&mut self, ids: &HashSet<&str>) -> Result<HashMap<String, Line>> {
+        let path = self.path.join(RESULTS);
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(Error::io(&path, "read", e)),
+        };
+        let parsed = text.lines().filter_map(|l| serde_json::from_str::<Line>(l).ok().map(|line| (l, line)));
+        let stands = |line: &Line| !ids.contains(&line.id[..]) || (line.error.is_none() && self.map(&line.id).exists());
+        let (texts, lines): (Vec<&str>, Vec<Line>) = parsed.filter(|(_, line)| stands(line)).unzip();
+        write_atomic(&path, |w| texts.iter().try_for_each(|l| writeln!(w, "{l}")))?;
+        let file = fs::OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, "write", e))?;
+        self.results = Some(Mutex::new(file));
+        Ok(lines.into_iter().map(|line| (line.id.clone(), line)).collect())
+    }
+
+    /// Keeps what came of a gather: first the map, if there is one, then the line, so that a line's map is there.
+    pub fn keep(&self, line: &Line, map: Option<&Array2<f64>>) -> Result<()> {
+        if let Some(map) = map {
+            write_array(self.map(&line.id), map.mapv(|v| v as f32).view())?;
+        }
+        let mut text = serde_json::to_string(line).expect("numbers and names");
+        text.push('\n');
+        let results = self.results.as_ref().expect("begun");
+        let mut file = results.lock().unwrap_or_else(|e| e.into_inner());
+        file.write_all(text.as_bytes()).map_err(|e| Error::io(self.path.join(RESULTS), "write", e))
+    }
+
+    /// Writes what came of all.
+    pub fn write_summary(&self, summary: &serde_json::Value) -> Result<()> {
+        write_atomic(self.path.join(SUMMARY), |w| writeln!(w, "{summary:#}"))
+    }
+
+    /// Writes the figure of the first maps.
+    pub fn write_sheet(&self, png: &[u8]) -> Result<()> {
+        write_atomic(self.path.join(SHEET), |w| w.write_all(png))
+    }
+}

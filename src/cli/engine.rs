@@ -1,0 +1,223 @@
+//! The options of computing, and their resolution into propagators: of the CPU, or of GPUs.
+
+use super::note;
+use super::options::{available_memory, parse_size, parse_threads};
+use clap::{Args, ValueEnum};
+use fwi::wave::cuda::driver::{Driver, devices};
+use fwi::wave::cuda::{Cuda, CudaOptions, History, Runtime};
+use fwi::wave::{CpuOptions, Dispatch, Fidelity, Precision, Propagator, build};
+use fwi::{Error, Result, Survey};
+use std::sync::Arc;
+
+/// Bytes that the process takes besides the propagator's fields: code, gathers, optimiser, figures.
+pub const BASE_BYTES: u64 = 64 << 20;
+
+/// How to compute.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Computing")]
+pub struct Engine {
+    /// Worker threads; 0 takes one per core
+    #[arg(long, default_value = "0", value_name = "N", value_parser = parse_threads)]
+    pub threads: usize,
+    /// What computes: auto takes the GPU if one can be used, and the CPU otherwise; cuda:0,1 names GPUs, cuda takes the
+    /// first one, and all of them for stacks
+    #[arg(long, value_name = "auto|cpu|cuda[:N,..]", default_value = "auto", value_parser = parse_backend)]
+    pub backend: Backend,
+    /// Floating-point type of the wave fields [default: f32; an inversion ends in f64 where f32 rounding stops it]
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
+    /// exact: every cell at every step (default for f64); fast: causal windows and a decimated history, which change
+    /// data and gradients by less than f32 rounding (default for f32)
+    #[arg(long, value_enum)]
+    pub fidelity: Option<FidelityArg>,
+    /// Most memory the process may take, such as 400M or 2G; histories that do not fit are recomputed [default: half
+    /// of what is free now]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_memory: Option<u64>,
+    /// Most memory to take on each GPU [default: nine tenths of what is free now]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub gpu_memory: Option<u64>,
+    /// Type of the wavefield history on a GPU; f16 takes half the memory and changes gradients by 1e-4
+    #[arg(long, value_enum, default_value = "f32")]
+    pub gpu_history: HistoryArg,
+}
+
+/// See [`Engine::backend`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The GPUs if any can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// GPUs by number; all if none is named.
+    Cuda(Vec<usize>),
+}
+
+/// See [`Engine::gpu_history`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HistoryArg {
+    /// Single, as the fields
+    F32,
+    /// Half
+    F16,
+}
+
+fn parse_backend(text: &str) -> std::result::Result<Backend, String> {
+    let numbers =
+        |list: &str| list.split(',').map(|n| n.trim().parse::<usize>()).collect::<std::result::Result<_, _>>();
+    let problem = || format!("\"{text}\" is no backend; write auto, cpu, cuda or cuda:0,1");
+    match text.trim().to_ascii_lowercase().split_once(':') {
+        None if text.eq_ignore_ascii_case("auto") => Ok(Backend::Auto),
+        None if text.eq_ignore_ascii_case("cpu") => Ok(Backend::Cpu),
+        None if text.eq_ignore_ascii_case("cuda") => Ok(Backend::Cuda(vec![])),
+        Some(("cuda", list)) => {
+            let mut list: Vec<usize> = numbers(list).map_err(|_| problem())?;
+            list.sort_unstable();
+            list.dedup();
+            Ok(Backend::Cuda(list))
+        }
+        _ => Err(problem()),
+    }
+}
+
+/// See [`Engine::precision`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// Single: what OpenFWI's data were made in
+    F32,
+    /// Double
+    F64,
+}
+
+/// See [`Engine::fidelity`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FidelityArg {
+    /// Every cell, every step
+    Exact,
+    /// Causal windows, decimated history
+    Fast,
+}
+
+impl Engine {
+    /// Whether every cell is updated at every step.
+    pub fn is_exact(&self) -> bool {
+        self.fidelity.map_or(self.is_double(), |f| f == FidelityArg::Exact)
+    }
+
+    /// Whether the fields are in f64.
+    pub fn is_double(&self) -> bool {
+        self.precision == Some(PrecisionArg::F64)
+    }
+
+    /// Bytes that fields and data may take: the limit less what any run needs.
+    pub fn budget(&self) -> Result<u64> {
+        let limit = self.max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| free / 2));
+        limit.checked_sub(BASE_BYTES).ok_or_else(|| {
+            let (limit, base) = (limit >> 20, BASE_BYTES >> 20);
+            Error::Memory(format!("{limit} MB are less than the {base} MB that any run needs; raise --max-memory"))
+        })
+    }
+
+    fn precision(&self) -> Precision {
+        if self.is_double() { Precision::F64 } else { Precision::F32 }
+    }
+
+    fn fidelity(&self) -> Option<Fidelity> {
+        self.fidelity.map(|f| match f {
+            FidelityArg::Exact => Fidelity::Exact,
+            FidelityArg::Fast => Fidelity::Fast,
+        })
+    }
+
+    /// The CPU's propagator for `survey`.
+    fn cpu(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
+        let options = CpuOptions {
+            precision: self.precision(),
+            fidelity: self.fidelity(),
+            threads: self.threads,
+            max_bytes: self.budget()?,
+            isa: None,
+        };
+        build(survey, &options)
+    }
+
+    /// A GPU's propagator, which takes an n-th of the device's memory.
+    fn gpu(&self, number: usize, survey: Survey, batch: Option<usize>, lanes: usize, parts: u64) -> Result<Cuda> {
+        let streams = (0..lanes).map(|_| Ok(Box::new(Driver::open(number)?) as Box<dyn Runtime>));
+        let streams = streams.collect::<Result<Vec<_>>>()?;
+        let free = streams.first().map_or(Ok(0), |s| s.free_bytes())?;
+        let options = CudaOptions {
+            precision: self.precision(),
+            fidelity: self.fidelity(),
+            history: if self.gpu_history == HistoryArg::F16 { History::Half } else { History::Full },
+            batch,
+            max_bytes: Some(self.gpu_memory.unwrap_or(free / 10 * 9) / parts.max(1)),
+            ..CudaOptions::default()
+        };
+        Cuda::new(survey, &options, streams)
+    }
+
+    /// The propagator for one model at a time.
+    pub fn propagator(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
+        let gpu =
+            |number| -> Result<Box<dyn Propagator>> { Ok(Box::new(self.gpu(number, survey.clone(), Some(1), 1, 1)?)) };
+        match &self.backend {
+            Backend::Cpu => self.cpu(survey),
+            Backend::Cuda(list) => gpu(list.first().copied().unwrap_or(0)),
+            Backend::Auto if devices().is_err() => self.cpu(survey),
+            Backend::Auto => gpu(0).or_else(|e| {
+                note(format_args!("{e}; computing on the CPU"));
+                self.cpu(survey.clone())
+            }),
+        }
+    }
+
+    /// All devices behind one queue, for many models at a time: `lanes` streams of each GPU, which share its memory with
+    /// `parts - 1` other queues. The CPU steps in when all GPUs are lost.
+    pub fn dispatch(&self, survey: &Survey, lanes: usize, parts: u64, log: fn(&str)) -> Result<Dispatch> {
+        let numbers = match &self.backend {
+            Backend::Cpu => vec![],
+            Backend::Auto => (0..devices().map_or(0, |d| d.len())).collect(),
+            Backend::Cuda(list) if list.is_empty() => (0..devices()?.len()).collect(),
+            Backend::Cuda(list) => list.clone(),
+        };
+        let mut gpus: Vec<Arc<dyn Propagator>> = vec![];
+        for number in numbers {
+            match self.gpu(number, survey.clone(), None, lanes, parts) {
+                Ok(gpu) => gpus.push(Arc::new(gpu)),
+                Err(e) if self.backend == Backend::Auto => log(&format!("{e}; going on without it")),
+                Err(e) => return Err(e),
+            }
+        }
+        let cpu: Arc<dyn Propagator> = Arc::from(self.cpu(survey.clone())?);
+        let (devices, fallback) = if gpus.is_empty() { (vec![cpu], vec![]) } else { (gpus, vec![cpu]) };
+        Ok(Dispatch::new(devices, fallback)?.log(log))
+    }
+
+    /// The engine of an inversion's refined stages, in f64, unless a precision was asked for.
+    pub fn refined(&self) -> Option<Self> {
+        let fidelity = self.fidelity.or(Some(FidelityArg::Fast));
+        self.precision.is_none().then(|| Self { precision: Some(PrecisionArg::F64), fidelity, ..self.clone() })
+    }
+
+    /// The same engine with so many bytes for fields and data.
+    pub fn with_budget(&self, bytes: u64) -> Self {
+        Self { max_memory: Some(bytes.saturating_add(BASE_BYTES)), ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_are_read() {
+        assert_eq!(parse_backend("auto"), Ok(Backend::Auto));
+        assert_eq!(parse_backend("CPU"), Ok(Backend::Cpu));
+        assert_eq!(parse_backend("cuda"), Ok(Backend::Cuda(vec![])));
+        assert_eq!(parse_backend("cuda:3,1,3"), Ok(Backend::Cuda(vec![1, 3])));
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0"] {
+            assert!(parse_backend(bad).unwrap_err().contains("is no backend"), "{bad}");
+        }
+    }
+}

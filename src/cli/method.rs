@@ -1,0 +1,102 @@
+//! How to optimise and when to stop: options and signals that `fwi invert` and `fwi batch` share.
+
+use super::options::{parse_duration, parse_positive};
+use fwi::invert::{Settings, Stage};
+use fwi::{Error, Result, Survey};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// When an inversion ends at the latest.
+#[derive(clap::Args)]
+pub struct Until {
+    /// Most evaluations of a gather (one forward and one adjoint each)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_evals: Option<u64>,
+    /// Most time for a gather, such as 90s, 10m or 1h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub time_limit: Option<Duration>,
+    /// Stop when the data rms falls to this
+    #[arg(long, value_name = "RMS", value_parser = parse_positive)]
+    pub target_rms: Option<f64>,
+}
+
+/// How to optimise.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Method")]
+pub struct Method {
+    /// Stages in order, each MISFIT or MISFIT@EVALUATIONS: lowpass:HZ, l2, l1, huber:D, student:S [default: frequency
+    /// continuation, then l2]
+    #[arg(long, value_name = "STAGES")]
+    stages: Option<String>,
+    /// Smallest and largest velocity, m/s
+    #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "1500,4500")]
+    bounds: Vec<f64>,
+    /// Pairs that L-BFGS remembers
+    #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
+    memory: usize,
+}
+
+impl Method {
+    /// The settings of an inversion, if the survey can compute what the bounds allow.
+    pub fn settings(&self, until: &Until, survey: &Survey) -> Result<Settings> {
+        let [low, high] = self.bounds[..] else {
+            return Err(Error::Usage("--bounds takes two velocities, as in 1500,4500".into()));
+        };
+        if low < high {
+            let fail = |e| Error::Usage(format!("--bounds {low},{high}: {e}; narrow the bounds"));
+            [low, high].iter().try_for_each(|&vmin| survey.check_velocities(low, high, vmin)).map_err(fail)?;
+        }
+        let mut settings = Settings {
+            bounds: (low, high),
+            memory: self.memory,
+            max_evals: until.max_evals,
+            time_limit: until.time_limit,
+            target_rms: until.target_rms,
+            ..Settings::default()
+        };
+        if let Some(text) = &self.stages {
+            settings.stages = Stage::parse_schedule(text)?;
+        }
+        Ok(settings)
+    }
+}
+
+/// Whether `--start` names a file; errors when it is neither that nor "gradient".
+pub fn starts_from_file(start: &str) -> Result<bool> {
+    match start {
+        "gradient" => Ok(false),
+        map if !map.contains(['.', ':', '/']) && !Path::new(map).exists() => {
+            Err(Error::Usage(format!("--start {map}: is neither \"gradient\" nor a file; name a map")))
+        }
+        _ => Ok(true),
+    }
+}
+
+/// Flags that SIGINT and SIGTERM set; a second signal ends the process at once.
+pub struct Signals {
+    /// Whether to stop.
+    pub stop: Arc<AtomicBool>,
+    number: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    /// Takes both signals over.
+    pub fn install() -> Result<Self> {
+        let signals = Self { stop: Arc::default(), number: Arc::default() };
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, signals.stop.clone())
+                .and_then(|_| signal_hook::flag::register_usize(signal, signals.number.clone(), signal as usize))
+                .and_then(|_| signal_hook::flag::register(signal, signals.stop.clone()))
+                .map_err(|e| Error::Usage(format!("cannot watch for signals: {e}")))?;
+        }
+        Ok(signals)
+    }
+
+    /// The error that stands for the signal that came; what was reached lies in `saved`.
+    pub fn interruption(&self, saved: &Path) -> Error {
+        Error::Interrupted { signal: self.number.load(Ordering::SeqCst) as i32, saved: saved.to_path_buf() }
+    }
+}
