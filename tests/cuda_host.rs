@@ -410,6 +410,34 @@ fn openfwi_fits_the_devices_it_was_made_for() {
     }
 }
 
+/// The full grid, with the launches that a GPU gets, for the first steps.
+fn openfwi_runs_with_its_own_launches() {
+    let base = Survey::openfwi();
+    let survey = Survey { nt: 70, sources: vec![base.sources[1]], ..base };
+    let model =
+        Model::from_map(ndarray::Array2::from_shape_fn((70, 70), |(z, x)| 1600.0 + 31.0 * z as f64 + 3.0 * x as f64));
+    let other = Model::from_map(model.vp.mapv(|v| v + 40.0));
+    for (precision, fidelity) in [(Precision::F32, Fidelity::Fast), (Precision::F64, Fidelity::Exact)] {
+        let cpu = CpuOptions { precision, fidelity: Some(fidelity), ..CpuOptions::default() };
+        let cpu = fwi::wave::build(survey.clone(), &cpu).unwrap();
+        let observed = Observed::new(cpu.forward(from_ref(&other)).unwrap().remove(0));
+        let wanted = cpu.misfit_and_gradient(from_ref(&model), from_ref(&observed), &L2).unwrap().remove(0);
+        for history in [History::Full, History::Half] {
+            let options = CudaOptions { history, max_block: 1024, ..options(precision, fidelity, Kind::Cluster) };
+            let cuda = device(&survey, &options, Order::Shuffled(1), 4 * GIB);
+            let got = cuda.misfit_and_gradient(from_ref(&model), from_ref(&observed), &L2).unwrap().remove(0);
+            let e = gradient_error(precision, &got.gradient, &wanted.gradient);
+            let limit = match (precision, history) {
+                (Precision::F64, _) => 1e-12,
+                (Precision::F32, History::Full) => 1e-5,
+                (Precision::F32, History::Half) => 1e-3,
+            };
+            assert!(e <= limit, "{precision:?}, {history:?}: {e:e}");
+            assert!((got.data_rms / wanted.data_rms - 1.0).abs() < 1e-5);
+        }
+    }
+}
+
 fn main() {
     let args = Arguments::from_args();
     let missing = library().err();
@@ -426,6 +454,7 @@ fn main() {
     };
     add("params_match", params_match);
     add("openfwi_fits_the_devices_it_was_made_for", openfwi_fits_the_devices_it_was_made_for);
+    add("openfwi_runs_with_its_own_launches", openfwi_runs_with_its_own_launches);
     add("f32_data_are_those_of_the_cpu_to_the_bit", f32_data_are_those_of_the_cpu_to_the_bit);
     add("windows_and_decimation_match_the_cpu", windows_and_decimation_match_the_cpu);
     add("half_precision_history_is_good_to_1e_3", half_precision_history_is_good_to_1e_3);

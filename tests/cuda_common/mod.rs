@@ -193,7 +193,10 @@ impl Runtime for Host {
             let p = params.as_ptr().cast();
             run(*function, launch.blocks, launch.threads, launch.cluster, launch.shared, p, order, seed)
         };
-        assert_eq!(rc, 0, "{kernel}, {launch:?}: 1 is a barrier that not all threads reach, 2 a senseless launch");
+        assert_eq!(
+            rc, 0,
+            "{kernel}, {launch:?}: 1 is a barrier that not all threads reach, 2 a senseless launch, 3 an overrun"
+        );
         Ok(())
     }
 

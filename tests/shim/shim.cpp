@@ -66,6 +66,8 @@ static thread_local size_t shared_bytes;
 static thread_local std::vector<Block> *cluster;
 
 static const size_t STACK = 64 << 10;
+// bytes behind the shared memory that nobody may write
+static const size_t GUARD = 256;
 
 static void leave(State why) {
     current->state = why;
@@ -138,7 +140,8 @@ static int run(std::vector<Fiber> &fibers, const std::vector<unsigned> &order) {
 
 }
 
-// Runs a kernel; 0, or 1 for a barrier that not all threads reach, 2 for a senseless launch.
+// Runs a kernel; 0, or 1 for a barrier that not all threads reach, 2 for a senseless launch, 3 for writing beyond the
+// shared memory that was asked for.
 extern "C" int shim_launch(void *function, unsigned blocks, unsigned n, unsigned size, size_t shared, const void *p,
                            int order_of, unsigned seed) {
     using namespace shim;
@@ -152,9 +155,8 @@ extern "C" int shim_launch(void *function, unsigned blocks, unsigned n, unsigned
     if (stacks == MAP_FAILED) return 2;
     std::vector<Fiber> fibers(all);
     std::vector<unsigned> order(all);
-    // exactly as much as was asked for, so that tools that guard memory see an overrun
     std::vector<Block> resident(size);
-    for (Block &b : resident) b.memory = (char *)aligned_alloc(128, (shared + 255) / 128 * 128);
+    for (Block &b : resident) b.memory = (char *)aligned_alloc(128, (shared + GUARD + 127) / 128 * 128);
     cluster = &resident;
     int rc = 0;
     for (unsigned first = 0; first < blocks && rc == 0; first += size) {
@@ -164,6 +166,7 @@ extern "C" int shim_launch(void *function, unsigned blocks, unsigned n, unsigned
             resident[r].rank = r;
             resident[r].any = 0;
             memset(resident[r].memory, 0xff, shared);
+            memset(resident[r].memory + shared, 0x5a, GUARD);
         }
         for (unsigned i = 0; i < all; ++i) {
             // tops are staggered, else all stacks would share a few cache sets
@@ -180,6 +183,9 @@ extern "C" int shim_launch(void *function, unsigned blocks, unsigned n, unsigned
             std::swap(order[i], order[(x >> 8) % (i + 1)]);
         }
         rc = run(fibers, order);
+        for (Block &b : resident)
+            for (size_t i = 0; i < GUARD; ++i)
+                if (b.memory[shared + i] != 0x5a) rc = 3;
     }
     for (Block &b : resident) free(b.memory);
     munmap(stacks, all * STACK);
