@@ -45,7 +45,6 @@ struct Block {
     unsigned index, rank;
     char *memory;
     int any; // of block_barrier_or
-    unsigned waiting, live;
 };
 
 struct Fiber {
@@ -104,38 +103,40 @@ void *map_rank(const void *p, unsigned r) {
     return (*cluster)[r].memory + offset;
 }
 
-// Runs a cluster's fibers to their ends; 1 if some wait where others never come.
-static int run(std::vector<Fiber> &fibers, const std::vector<unsigned> &order) {
-    unsigned done = 0;
-    const unsigned all = (unsigned)fibers.size();
-    while (done < all) {
-        bool ran = false;
-        for (unsigned i : order) {
-            Fiber &f = fibers[i];
-            if (f.state != READY) continue;
-            current = &f;
-            shim_switch(&scheduler_stack, f.stack_pointer);
-            ran = true;
+// Runs the fibers of a block, in `order`, until all wait for the cluster or are done; 1 if some wait where others never
+// come.
+static int run_block(Fiber *fibers, const unsigned *order) {
+    for (;;) {
+        unsigned at_block = 0, at_cluster = 0, done = 0;
+        for (unsigned i = 0; i < threads; ++i) {
+            Fiber &f = fibers[order[i]];
+            if (f.state == READY) {
+                current = &f;
+                shim_switch(&scheduler_stack, f.stack_pointer);
+            }
+            at_block += f.state == AT_BLOCK;
+            at_cluster += f.state == AT_CLUSTER;
             done += f.state == DONE;
         }
-        unsigned at_cluster = 0;
-        for (Block &b : *cluster) b.waiting = b.live = 0;
-        for (Fiber &f : fibers) {
-            at_cluster += f.state == AT_CLUSTER;
-            f.block->live += f.state != DONE;
-            f.block->waiting += f.state == AT_BLOCK;
-        }
-        for (Fiber &f : fibers) {
-            // a barrier that a thread has left for good is undefined in CUDA, so it counts as never reached
-            const bool block_there = f.state == AT_BLOCK && f.block->waiting == threads;
-            if (block_there || (f.state == AT_CLUSTER && at_cluster == all)) {
-                f.state = READY;
-                ran = true;
-            }
-        }
-        if (!ran) return 1;
+        if (at_cluster + done == threads) return 0;
+        // a barrier that a thread has left for good is undefined in CUDA, so it counts as never reached
+        if (at_block != threads) return 1;
+        for (unsigned i = 0; i < threads; ++i) fibers[i].state = READY;
     }
-    return 0;
+}
+
+// Runs a cluster's fibers to their ends. Each block runs as far as it can before the next one does, so that blocks
+// that ought to wait for each other are as far apart as can be.
+static int run(std::vector<Fiber> &fibers, const std::vector<unsigned> &order, const std::vector<unsigned> &blocks) {
+    for (;;) {
+        for (unsigned b : blocks)
+            if (run_block(&fibers[b * threads], &order[b * threads])) return 1;
+        size_t at_cluster = 0;
+        for (Fiber &f : fibers) at_cluster += f.state == AT_CLUSTER;
+        if (at_cluster == 0) return 0;
+        if (at_cluster != fibers.size()) return 1;
+        for (Fiber &f : fibers) f.state = READY;
+    }
 }
 
 }
@@ -175,14 +176,22 @@ extern "C" int shim_launch(void *function, unsigned blocks, unsigned n, unsigned
             *--top = (void *)entry;
             for (int k = 0; k < 6; ++k) *--top = nullptr;
             fibers[i] = {top, &resident[i / n], i % n, READY};
-            order[i] = order_of == BACKWARDS ? all - 1 - i : i;
+            order[i] = order_of == BACKWARDS ? n - 1 - i % n : i % n;
         }
         unsigned x = seed * 2654435761u + start + 1;
-        for (unsigned i = all - 1; order_of == SHUFFLED && i > 0; --i) {
-            x = x * 1664525u + 1013904223u;
-            std::swap(order[i], order[(x >> 8) % (i + 1)]);
+        const auto shuffle = [&x](unsigned *list, unsigned length) {
+            for (unsigned i = length - 1; i > 0; --i) {
+                x = x * 1664525u + 1013904223u;
+                std::swap(list[i], list[(x >> 8) % (i + 1)]);
+            }
+        };
+        std::vector<unsigned> turns(size);
+        for (unsigned r = 0; r < size; ++r) turns[r] = order_of == BACKWARDS ? size - 1 - r : r;
+        if (order_of == SHUFFLED) {
+            shuffle(turns.data(), size);
+            for (unsigned r = 0; r < size; ++r) shuffle(&order[r * n], n);
         }
-        rc = run(fibers, order);
+        rc = run(fibers, order, turns);
         for (Block &b : resident)
             for (size_t i = 0; i < GUARD; ++i)
                 if (b.memory[shared + i] != 0x5a) rc = 3;
