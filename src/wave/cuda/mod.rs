@@ -32,7 +32,7 @@ use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
 use lane::{Lane, Levels, Shots};
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 use params::{Params, misfit};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 pub use plan::{History, Kind, Plan};
@@ -98,8 +98,10 @@ pub struct Cuda {
     sparse: Sums,
     full: Sums,
     lanes: Vec<Mutex<Lane>>,
-    /// Shots that a launch may hold; falls when the device's memory is exhausted.
-    shots: AtomicUsize,
+    /// Most shots of a launch.
+    most: usize,
+    /// Bytes that a lane may take; falls when the device's memory is exhausted.
+    memory: AtomicU64,
     name: String,
 }
 
@@ -174,10 +176,10 @@ impl Cuda {
             // fields of some thirty shots stay in the second-level cache
             Kind::Steps => 6,
         });
-        let whole = if fit >= ns { fit / ns * ns } else { fit };
-        let shots = AtomicUsize::new(whole.min(models.max(1) * ns));
+        let most = models.max(1) * ns;
+        let memory = AtomicU64::new(memory);
         let lanes = runtimes.into_iter().map(|r| Mutex::new(Lane::new(r))).collect();
-        Ok(Self { plan, fidelity, decimation, bandwidth, sparse, full, lanes, shots, name: limits.name })
+        Ok(Self { plan, fidelity, decimation, bandwidth, sparse, full, lanes, most, memory, name: limits.name })
     }
 
     /// The sizes and kernels that were chosen.
@@ -187,8 +189,16 @@ impl Cuda {
 
     /// Bytes of device memory that all lanes take for a gradient at most.
     pub fn device_bytes(&self) -> u64 {
-        let shot = self.plan.shot_bytes(self.sparse.count) as u64;
-        self.lanes.len() as u64 * self.shots.load(Ordering::Relaxed) as u64 * shot
+        let levels = self.sparse.count;
+        (self.lanes.len() * self.fit(levels) * self.plan.shot_bytes(levels)) as u64
+    }
+
+    /// Shots of a launch that keeps so many levels: whole models if a lane's memory holds one.
+    fn fit(&self, levels: usize) -> usize {
+        let ns = self.plan.survey.sources.len();
+        let shots = (self.memory.load(Ordering::Relaxed) / self.plan.shot_bytes(levels) as u64) as usize;
+        let shots = shots.clamp(1, self.most);
+        if shots >= ns { shots / ns * ns } else { shots }
     }
 
     fn lane(&self) -> MutexGuard<'_, Lane> {
@@ -206,29 +216,31 @@ impl Cuda {
         models.iter().try_for_each(|m| check_model(&self.plan.survey, self.bandwidth, m))
     }
 
-    /// Cuts the shots of `models` models into launches of whole models, or of a part of one's shots where memory is
-    /// short: `work(lane, models, shots)`. Exhausted memory halves the launches to come.
+    /// Cuts the shots of `models` models, of whose fields `levels` are kept, into launches of whole models, or of a part of
+    /// one's shots where memory is short: `work(lane, models, shots)`. Exhausted memory halves the launches to come.
     fn launches(
         &self,
         models: usize,
+        levels: usize,
         mut work: impl FnMut(&mut Lane, std::ops::Range<usize>, std::ops::Range<usize>) -> Result<()>,
     ) -> Result<()> {
         let ns = self.plan.survey.sources.len();
         let mut lane = self.lane();
         let mut done = 0; // shots
         while done < models * ns {
-            let fit = self.shots.load(Ordering::Relaxed);
+            let fit = self.fit(levels);
             let (model, shot) = (done / ns, done % ns);
             let (m, s) = if shot == 0 && fit >= ns {
                 (model..(model + fit / ns).min(models), 0..ns)
             } else {
-                (model..model + 1, shot..(shot + fit.min(ns)).min(ns))
+                (model..model + 1, shot..(shot + fit).min(ns))
             };
-            match work(&mut lane, m.clone(), s.clone()) {
-                Ok(()) => done += m.len() * s.len(),
-                Err(Error::Memory(_)) if fit > 1 => {
+            let shots = m.len() * s.len();
+            match work(&mut lane, m, s) {
+                Ok(()) => done += shots,
+                Err(Error::Memory(_)) if shots > 1 => {
                     lane.release();
-                    self.shots.fetch_min(fit.min(m.len() * s.len()).div_ceil(2), Ordering::Relaxed);
+                    self.memory.fetch_min((shots / 2 * self.plan.shot_bytes(levels)) as u64, Ordering::Relaxed);
                 }
                 Err(e) => return Err(e),
             }
@@ -254,7 +266,7 @@ impl Cuda {
     ) -> Result<Vec<Gather>> {
         let shape = self.plan.survey.gather_shape();
         let mut samples: Vec<Vec<f64>> = vec![Vec::new(); models];
-        self.launches(models, |lane, m, shots| {
+        self.launches(models, 0, |lane, m, shots| {
             let data = work(lane, m.clone(), shots.clone())?;
             for (to, from) in samples[m].iter_mut().zip(data.chunks(shots.len() * self.plan.samples())) {
                 to.extend_from_slice(from);
@@ -274,7 +286,7 @@ impl Cuda {
         let shape = self.plan.survey.map_shape();
         let mut out: Vec<Summed> =
             models.iter().map(|_| Summed { gradient: Model::zeros(shape), value: 0.0, squares: 0.0 }).collect();
-        self.launches(models.len(), |lane, m, shots| {
+        self.launches(models.len(), sums.count, |lane, m, shots| {
             let numbers = self.evaluate_launch(lane, &models[m.clone()], target, m.clone(), shots.clone(), sums)?;
             let cells = shape.0 * shape.1;
             for (i, shot) in numbers.chunks(cells + 3).enumerate() {
@@ -419,7 +431,7 @@ impl Propagator for Cuda {
     }
 
     fn batch(&self) -> usize {
-        (self.shots.load(Ordering::Relaxed) / self.plan.survey.sources.len()).max(1)
+        (self.fit(self.sparse.count) / self.plan.survey.sources.len()).max(1)
     }
 
     fn lanes(&self) -> usize {
@@ -491,8 +503,7 @@ impl Propagator for Cuda {
         let plan = Plan { history: History::Full, ..self.plan.clone() };
         let weight: Vec<f64> = (0..plan.survey.nt).map(|m| f64::from(u8::from(m.is_multiple_of(every)))).collect();
         let levels = Sums::new(weight);
-        let memory = self.shots.load(Ordering::Relaxed) * self.plan.shot_bytes(self.sparse.count);
-        let mut at_once = (memory / plan.shot_bytes(levels.count)).max(1);
+        let mut at_once = (self.memory.load(Ordering::Relaxed) / plan.shot_bytes(levels.count) as u64).max(1) as usize;
         let mut lane = self.lane();
         let mut done = 0;
         while done < sources.len() {
@@ -510,9 +521,9 @@ impl Propagator for Cuda {
                 Ok(p)
             });
             let p = match fields {
-                Err(Error::Memory(_)) if at_once > 1 => {
+                Err(Error::Memory(_)) if end - done > 1 => {
                     lane.release();
-                    at_once = at_once.div_ceil(2);
+                    at_once = (end - done).div_ceil(2);
                     continue;
                 }
                 other => other?,
