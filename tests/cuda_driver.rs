@@ -234,3 +234,56 @@ fn a_refused_launch_is_a_device_error() {
         assert!(error.to_string().contains("(701); the kernel needs more registers"), "{error}");
     });
 }
+
+/// Maps, and the commands that compute, with a driver that has `setting` wrong: the exit code and standard error of each.
+fn commands(folder: &Path, setting: &str, options: &str) -> Vec<(i32, String)> {
+    let vp = ndarray::Array3::from_shape_fn((2, 70, 70), |(i, z, _)| 1600.0f32 + 20.0 * z as f32 + 50.0 * i as f32);
+    let file = |name: &str| folder.join(name).display().to_string();
+    fwi::io::write_array(file("maps.npy"), vp.view()).unwrap();
+    fwi::io::write_array(file("map.npy"), vp.index_axis(ndarray::Axis(0), 0)).unwrap();
+    let (maps, map, gathers, gather) = (file("maps.npy"), file("map.npy"), file("gathers.npy"), file("gather.npy"));
+    let (one, many) = (file("one"), file("many"));
+    let forward = Command::new(env!("CARGO_BIN_EXE_fwi"))
+        .args(["forward", &map, "-o", &gather, "--backend", "cpu"])
+        .output()
+        .unwrap();
+    assert!(forward.status.success());
+    let lists: [&[&str]; 4] = [
+        &["forward", &maps, "-o", &gathers],
+        &["check", &gather, &map],
+        &["invert", &gather, "-o", &one, "--max-evals", "2", "--force"],
+        &["batch", &gather, "-o", &many, "--max-evals", "2", "--force"],
+    ];
+    let run = |list: &&[&str]| {
+        let mut command = with_fake(Path::new(env!("CARGO_BIN_EXE_fwi")), folder, setting);
+        let out = command.args(*list).args(options.split_whitespace()).output().unwrap();
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(!said.contains("panicked"), "{list:?}: {said}");
+        (out.status.code().unwrap(), said)
+    };
+    lists.iter().map(run).collect()
+}
+
+#[test]
+fn every_command_computes_without_a_usable_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    fake_cuda::build(folder.path(), &[]);
+    // no device, a chip that is too old: the CPU computes, and in the second case says why
+    for (setting, why) in
+        [("init=100", None), ("arch=75,memory=85899345920", Some("compute capability 7.5 is too old"))]
+    {
+        for (code, said) in commands(folder.path(), setting, "--backend auto") {
+            assert_eq!(code, 0, "{setting}: {said}");
+            assert!(why.is_none_or(|why| said.contains(why)), "{setting}: {said}");
+        }
+        for (code, said) in commands(folder.path(), setting, "--backend cuda") {
+            assert_eq!((code, said.lines().count()), (7, 1), "{setting}: {said}");
+        }
+    }
+    // a GPU that takes work and is lost over it
+    for (i, (code, said)) in commands(folder.path(), "memory=85899345920,sync=719", "").into_iter().enumerate() {
+        let check = i == 1; // it is about the device, so nothing steps in
+        assert_eq!(code, if check { 7 } else { 0 }, "{said}");
+        assert!(said.contains("is lost") && (check || said.contains("its work goes to the fallback")), "{said}");
+    }
+}

@@ -52,7 +52,7 @@ fn replay(args: &Args, gather: &std::path::Path, map: &std::path::Path) -> Resul
     let observed = observe(gather, args.index, &survey)?;
     let velocity = Maps::open(map, survey.map_shape(), &Limits::default())?.get(args.index)?;
     let model = usable(Model::from_map(velocity), args.vmin, &survey, map, args.index)?;
-    let propagator = args.engine.propagator(survey.clone())?;
+    let propagator = args.engine.alone(survey.clone())?;
     let synthetic = propagator.forward(std::slice::from_ref(&model))?.remove(0);
     tell(format_args!("engine: {}", propagator.describe()))?;
     if observed.mask.samples() < observed.gather.data.len() {
@@ -80,7 +80,7 @@ fn replay(args: &Args, gather: &std::path::Path, map: &std::path::Path) -> Resul
 }
 
 fn adjoint(args: &Args) -> Result<ExitCode> {
-    let propagator = args.engine.propagator(Survey::openfwi())?;
+    let propagator = args.engine.alone(Survey::openfwi())?;
     let propagator: &dyn Propagator = &*propagator;
     tell(format_args!("engine: {}", propagator.describe()))?;
     let (double, exact) = (args.engine.is_double(), args.engine.is_exact());

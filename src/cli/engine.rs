@@ -157,17 +157,31 @@ impl Engine {
         Cuda::new(survey, &options, streams)
     }
 
-    /// The propagator for one model at a time.
+    /// The propagator for one model at a time, and nothing that steps in when a GPU is lost: for what is about the device.
+    pub fn alone(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
+        Ok(match self.first_gpu(&survey)? {
+            Some(gpu) => Box::new(gpu),
+            None => self.cpu(survey)?,
+        })
+    }
+
+    /// The propagator for one model at a time; the CPU steps in when a GPU is lost.
     pub fn propagator(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
-        let gpu =
-            |number| -> Result<Box<dyn Propagator>> { Ok(Box::new(self.gpu(number, survey.clone(), Some(1), 1, 1)?)) };
+        let Some(gpu) = self.first_gpu(&survey)? else { return self.cpu(survey) };
+        let cpu = Arc::from(self.cpu(survey)?);
+        Ok(Box::new(Dispatch::new(vec![Arc::new(gpu)], vec![cpu])?.log(|line| note(line))))
+    }
+
+    /// The first GPU that was asked for, or none for the CPU.
+    fn first_gpu(&self, survey: &Survey) -> Result<Option<Cuda>> {
+        let gpu = |number| self.gpu(number, survey.clone(), Some(1), 1, 1).map(Some);
         match &self.backend {
-            Backend::Cpu => self.cpu(survey),
+            Backend::Cpu => Ok(None),
             Backend::Cuda(list) => gpu(list.first().copied().unwrap_or(0)),
-            Backend::Auto if devices().is_err() => self.cpu(survey),
+            Backend::Auto if devices().is_err() => Ok(None),
             Backend::Auto => gpu(0).or_else(|e| {
                 note(format_args!("{e}; computing on the CPU"));
-                self.cpu(survey.clone())
+                Ok(None)
             }),
         }
     }
