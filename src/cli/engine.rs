@@ -143,9 +143,7 @@ impl Engine {
 
     /// A GPU's propagator, which takes an n-th of the device's memory.
     fn gpu(&self, number: usize, survey: Survey, batch: Option<usize>, lanes: usize, parts: u64) -> Result<Cuda> {
-        let streams = (0..lanes).map(|_| Ok(Box::new(Driver::open(number)?) as Box<dyn Runtime>));
-        let streams = streams.collect::<Result<Vec<_>>>()?;
-        let free = streams.first().map_or(Ok(0), |s| s.free_bytes())?;
+        let free = Driver::open(number)?.free_bytes()?;
         let options = CudaOptions {
             precision: self.precision(),
             fidelity: self.fidelity(),
@@ -154,7 +152,7 @@ impl Engine {
             max_bytes: Some(self.gpu_memory.unwrap_or(free / 10 * 9) / parts.max(1)),
             ..CudaOptions::default()
         };
-        Cuda::new(survey, &options, streams)
+        Cuda::open(survey, &options, number, lanes)
     }
 
     /// The propagator for one model at a time, and nothing that steps in when a GPU is lost: for what is about the device.

@@ -66,9 +66,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn cuda(args: &Args, survey: &Survey, options: &CudaOptions, lanes: usize) -> Result<Cuda> {
-    let streams: Vec<Box<dyn Runtime>> =
-        (0..lanes).map(|_| Ok(Box::new(Driver::open(args.device)?) as Box<dyn Runtime>)).collect::<Result<_>>()?;
-    Cuda::new(survey.clone(), options, streams)
+    Cuda::open(survey.clone(), options, args.device, lanes)
 }
 
 /// Layers that dip, a fault, and ripples: every cell differs from its neighbours.

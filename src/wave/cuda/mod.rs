@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! mod.rs      the Propagator: batches cut to the device's memory
+//! evaluate.rs misfit and gradient: the order of kernels
 //! lane.rs     one stream: device memory, kernel sequences
 //! plan.rs     sizes: which kernels fit, what a shot takes
 //! params.rs   the kernels' parameter
@@ -18,6 +19,7 @@ mod api;
 pub mod compile;
 mod device;
 pub mod driver;
+mod evaluate;
 mod lane;
 pub mod params;
 mod plan;
@@ -27,11 +29,11 @@ use super::cpu::correlation_weights;
 use super::{
     Evaluation, Fidelity, Precision, Propagator, WavefieldVisitor, check_model, check_wavefields, same_length,
 };
-use crate::misfit::{FilteredL2, MisfitSpec};
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
+use evaluate::{Coded, Summed, Target};
 use lane::{Lane, Levels, Shots};
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, s};
-use params::{Params, misfit};
+use ndarray::{Array3, ArrayView3, s};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
@@ -105,43 +107,6 @@ pub struct Cuda {
     name: String,
 }
 
-/// A misfit in the kernels' numbers; `None` is evaluated on the host.
-struct Coded {
-    number: i32,
-    parameters: [f64; 2],
-    filter: [f64; 6],
-}
-
-impl Coded {
-    fn new(spec: Option<MisfitSpec>, dt: f64) -> Result<Option<Self>> {
-        let code = |number, a, b| Some(Self { number, parameters: [a, b], filter: [0.0; 6] });
-        Ok(match spec {
-            Some(MisfitSpec::L2) => code(misfit::L2, 0.0, 0.0),
-            Some(MisfitSpec::L1(eps)) => code(misfit::L1, eps, 0.0),
-            Some(MisfitSpec::Huber(delta)) => code(misfit::HUBER, delta, 0.0),
-            Some(MisfitSpec::StudentT(scale, nu)) => code(misfit::STUDENT, scale, nu),
-            Some(MisfitSpec::LowPass(corner)) => {
-                let filter = FilteredL2::new(corner, dt)?.coefficients();
-                Some(Self { number: misfit::LOWPASS, parameters: [0.0; 2], filter })
-            }
-            Some(MisfitSpec::Own) | None => None,
-        })
-    }
-}
-
-/// What a model is compared with: an observed gather under a misfit, or the data vector of an adjoint product.
-enum Target<'a> {
-    Observed(&'a [Observed], &'a dyn Misfit, Option<Coded>),
-    Vector(&'a [Gather]),
-}
-
-/// One model's part of a result, summed over shots.
-struct Summed {
-    gradient: Model,
-    value: f64,
-    squares: f64,
-}
-
 impl Cuda {
     /// A propagator on a device, a lane for each of `runtimes`, which must be streams of the same device. Errors on a
     /// senseless survey, on kernels that do not fit, and when not even one shot fits the device's memory.
@@ -180,6 +145,24 @@ impl Cuda {
         let memory = AtomicU64::new(memory);
         let lanes = runtimes.into_iter().map(|r| Mutex::new(Lane::new(r))).collect();
         Ok(Self { plan, fidelity, decimation, bandwidth, sparse, full, lanes, most, memory, name: limits.name })
+    }
+
+    /// A propagator on GPU number `device` with `lanes` streams. Errors as [`driver::Driver::open`] and [`Cuda::new`] do.
+    ///
+    /// ```no_run
+    /// use fwi::wave::{Cuda, CudaOptions, Propagator};
+    /// use fwi::{Model, Survey};
+    ///
+    /// # fn main() -> fwi::Result<()> {
+    /// let gpu = Cuda::open(Survey::openfwi(), &CudaOptions::default(), 0, 2)?;
+    /// let maps = vec![Model::from_map(ndarray::Array2::from_elem((70, 70), 2000.0)); gpu.batch()];
+    /// let gathers = gpu.forward(&maps)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open(survey: Survey, options: &CudaOptions, device: usize, lanes: usize) -> Result<Self> {
+        let stream = |_| Ok(Box::new(driver::Driver::open(device)?) as Box<dyn Runtime>);
+        Self::new(survey, options, (0..lanes.max(1)).map(stream).collect::<Result<_>>()?)
     }
 
     /// The sizes and kernels that were chosen.
@@ -222,7 +205,7 @@ impl Cuda {
         &self,
         models: usize,
         levels: usize,
-        mut work: impl FnMut(&mut Lane, std::ops::Range<usize>, std::ops::Range<usize>) -> Result<()>,
+        mut work: impl FnMut(&mut Lane, Range<usize>, Range<usize>) -> Result<()>,
     ) -> Result<()> {
         let ns = self.plan.survey.sources.len();
         let mut lane = self.lane();
@@ -248,7 +231,7 @@ impl Cuda {
         Ok(())
     }
 
-    fn shots<'a>(&'a self, models: &'a [Model], shots: std::ops::Range<usize>) -> Shots<'a> {
+    fn shots<'a>(&'a self, models: &'a [Model], shots: Range<usize>) -> Shots<'a> {
         Shots {
             models,
             sources: &self.plan.survey.sources[shots],
@@ -262,7 +245,7 @@ impl Cuda {
     fn gathers(
         &self,
         models: usize,
-        mut work: impl FnMut(&mut Lane, std::ops::Range<usize>, std::ops::Range<usize>) -> Result<Vec<f64>>,
+        mut work: impl FnMut(&mut Lane, Range<usize>, Range<usize>) -> Result<Vec<f64>>,
     ) -> Result<Vec<Gather>> {
         let shape = self.plan.survey.gather_shape();
         let mut samples: Vec<Vec<f64>> = vec![Vec::new(); models];
@@ -276,128 +259,6 @@ impl Cuda {
         let gather = |s| Gather::new(Array3::from_shape_vec(shape, s).expect("all shots of a model were run"));
         Ok(samples.into_iter().map(gather).collect())
     }
-
-    fn evaluate(&self, models: &[Model], target: &Target) -> Result<Vec<Summed>> {
-        self.check(models)?;
-        let sums = match target {
-            Target::Observed(_, misfit, _) if misfit.band_limited() => &self.sparse,
-            _ => &self.full,
-        };
-        let shape = self.plan.survey.map_shape();
-        let mut out: Vec<Summed> =
-            models.iter().map(|_| Summed { gradient: Model::zeros(shape), value: 0.0, squares: 0.0 }).collect();
-        self.launches(models.len(), sums.count, |lane, m, shots| {
-            let numbers = self.evaluate_launch(lane, &models[m.clone()], target, m.clone(), shots.clone(), sums)?;
-            let cells = shape.0 * shape.1;
-            for (i, shot) in numbers.chunks(cells + 3).enumerate() {
-                let sum = &mut out[m.start + i / shots.len()];
-                sum.gradient.vp.iter_mut().zip(shot).for_each(|(to, from)| *to += from);
-                sum.gradient.vmin += shot[cells];
-                sum.value += shot[cells + 1];
-                sum.squares += shot[cells + 2];
-            }
-            Ok(())
-        })?;
-        Ok(out)
-    }
-
-    fn evaluate_launch(
-        &self,
-        lane: &mut Lane,
-        models: &[Model],
-        target: &Target,
-        which: std::ops::Range<usize>,
-        shots: std::ops::Range<usize>,
-        sums: &Sums,
-    ) -> Result<Vec<f64>> {
-        let plan = &self.plan;
-        let mut p = lane.stage(plan, &self.shots(models, shots.clone()), None)?;
-        p.history_unit = plan.history_unit(models.iter().map(Model::vmax).fold(0.0, f64::max));
-        lane.keep(plan, &mut p, &sums.levels())?;
-        // what is observed goes up before the forward run, which the host need not wait for then
-        let stack = |gathers: &mut dyn Iterator<Item = &Gather>| {
-            let mut all = Vec::with_capacity(models.len() * shots.len() * plan.samples());
-            for g in gathers {
-                let part = g.data.slice(s![shots.clone(), .., ..]);
-                match part.as_slice() {
-                    Some(part) => all.extend_from_slice(part),
-                    None => all.extend(part.iter()),
-                }
-            }
-            all
-        };
-        match target {
-            Target::Vector(data) => {
-                let traces = models.len() * shots.len() * plan.survey.receivers.len();
-                let data = stack(&mut data[which.clone()].iter());
-                let samples = vec![p.nt; models.len()];
-                lane.observe(plan, &mut p, &data, &vec![1; traces], &samples)?;
-                p.misfit = misfit::LINEAR;
-            }
-            Target::Observed(observed, _, code) => {
-                let observed = &observed[which.clone()];
-                let data = stack(&mut observed.iter().map(|o| &*o.gather));
-                let live =
-                    |o: &Observed| o.mask.live.slice(s![shots.clone(), ..]).iter().map(|&l| u8::from(l)).collect();
-                let live: Vec<Vec<u8>> = observed.iter().map(live).collect();
-                let samples: Vec<i32> = observed.iter().map(|o| o.mask.nt as i32).collect();
-                lane.observe(plan, &mut p, &data, &live.concat(), &samples)?;
-                if let Some(code) = code {
-                    (p.misfit, p.filter) = (code.number, code.filter);
-                    [p.misfit_a, p.misfit_b] = code.parameters;
-                }
-            }
-        }
-        lane.forward(plan, &mut p)?;
-        match target {
-            Target::Observed(observed, misfit, None) => {
-                self.misfit_on_host(lane, &p, &observed[which], *misfit, shots)?;
-            }
-            _ => lane.misfit(plan, &p)?,
-        }
-        lane.adjoint(plan, &mut p)
-    }
-
-    /// A misfit that no kernel knows: the data come down, its derivative goes up.
-    fn misfit_on_host(
-        &self,
-        lane: &mut Lane,
-        p: &Params,
-        observed: &[Observed],
-        misfit: &dyn Misfit,
-        shots: std::ops::Range<usize>,
-    ) -> Result<()> {
-        let (nt, nr) = (self.plan.survey.nt, self.plan.survey.receivers.len());
-        let shape = (observed.len() * shots.len(), nt, nr);
-        let data =
-            Array3::from_shape_vec(shape, lane.data(&self.plan, p)?).expect("a sample for each step and receiver");
-        let mut derivative = Array3::zeros(data.dim());
-        let mut trace = Vec::with_capacity(data.dim().0 * data.dim().2 * 3);
-        for (i, synthetic) in data.axis_iter(Axis(0)).enumerate() {
-            let (o, shot) = (&observed[i / shots.len()], shots.start + i % shots.len());
-            let mut residual: Array2<f64> = Array2::zeros(synthetic.dim());
-            let value = misfit.evaluate(shot, synthetic, o.gather.shot(shot), &o.mask, residual.view_mut());
-            let squares = squared_residual(o, shot, synthetic);
-            for r in 0..synthetic.ncols() {
-                let first = if r == 0 { [value, squares] } else { [0.0; 2] };
-                trace.extend(first.into_iter().chain([synthetic.column(r).dot(&residual.column(r))]));
-            }
-            derivative.index_axis_mut(Axis(0), i).assign(&residual);
-        }
-        let derivative = derivative.as_slice().expect("made in standard order");
-        lane.put_misfit(p, derivative, &trace)
-    }
-}
-
-/// Sum of the squared residuals of a shot that count.
-fn squared_residual(o: &Observed, shot: usize, synthetic: ArrayView2<f64>) -> f64 {
-    let (observed, live) = (o.gather.shot(shot), o.mask.live.row(shot));
-    let mut sum = 0.0;
-    for t in 0..o.mask.nt {
-        let samples = synthetic.row(t).into_iter().zip(observed.row(t)).zip(live);
-        sum += samples.filter(|(_, l)| **l).map(|((s, d), _)| (s - d).powi(2)).sum::<f64>();
-    }
-    sum
 }
 
 impl Propagator for Cuda {
