@@ -189,7 +189,9 @@ impl Driver {
     /// Looks all kernels up now: the driver loads each when it is first asked for, which would disturb a recording.
     fn find_kernels(&mut self, arch: u32) -> Result<()> {
         use CUfunction_attribute::{
-            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC,
+            CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVEOUT,
+            CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
         };
         let entries = compile::entries(compile::ptx(arch)).map_err(|e| Error::device(&self.tag, e))?;
         for entry in entries {
@@ -207,6 +209,11 @@ impl Driver {
             // SAFETY: as above.
             let code = unsafe { (api.cuFuncSetAttribute)(function, DYNAMIC, most) };
             self.check(code, || format!("give kernel {} {most} bytes of shared memory", entry.name))?;
+            if entry.name.starts_with("cluster_") {
+                // all of the cache as shared memory, else only one block may fit; a hint, so a refusal does no harm
+                // SAFETY: as above.
+                unsafe { (api.cuFuncSetAttribute)(function, CARVEOUT, 100) };
+            }
             self.kernels.insert(entry.name, Kernel { function, params: entry.params });
         }
         Ok(())
