@@ -58,7 +58,7 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
     Bin<T> &bin = *(Bin<T> *)rest;
     Window *window = (Window *)(rest + sizeof(Bin<T>));
 
-    T *kept_sums = (T *)P.sums + ((long)s * P.rows + first) * P.hstride;
+    T *kept_sums = (T *)P.sums + ((i64)s * P.rows + first) * P.hstride;
     for (int i = tid; i < 2 * field_len; i += threads) fields[i] = T(0);
     for (int i = tid; i < P.pad; i += threads) kappa[i] = ((const T *)P.kappa)[model * P.pad + i];
     if (ADJOINT) {
@@ -72,7 +72,7 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
     shot.kappa = kappa;
     shot.source_row = P.source[2 * s];
     shot.source_column = P.source[2 * s + 1];
-    shot.history = (H *)P.history + (long)s * P.levels * P.rows * P.hstride;
+    shot.history = (H *)P.history + (i64)s * P.levels * P.rows * P.hstride;
     shot.sums = sums - first * P.hstride;
 
     // the first receiver of a thread is the only one on all usual acquisitions
@@ -96,7 +96,7 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
             const int bins = (P.nt + BIN - 1) / BIN;
             for (int i = tid; i <= (end - 1) / BLOCK - first_band; i += threads) {
                 Window all = {0, 65535, 0, 0};
-                window[i] = P.causal ? P.window[((long)s * bins + b) * bands + first_band + i] : all;
+                window[i] = P.causal ? P.window[((i64)s * bins + b) * bands + first_band + i] : all;
             }
             __syncthreads();
         }
@@ -141,6 +141,7 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
     }
     if (P.sums_shared)
         for (int i = tid; i < rows * P.hstride; i += threads) kept_sums[i] = sums[i];
+    __syncthreads();
     // a fixed order of additions: results must not depend on who came first
     double *parts = (double *)memory;
     parts[tid] = damped;

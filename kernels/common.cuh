@@ -14,6 +14,7 @@
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned long long u64;
+typedef long long i64; // long has 32 bits on some systems
 
 #ifndef SHARED
 #define SHARED(name) extern __shared__ __align__(16) char name[]
@@ -48,7 +49,7 @@ struct Params {
     int sums_shared;             // the sums are kept in shared memory till the end
     int parts;                   // of `damped`
     int step;                    // one-launch-a-step kernels
-    int reserved;
+    int first_shot;              // of the launch, within a gather
     double dt, dx;
     double history_unit;       // of the stored numbers: a power of two, 1 but for half precision
     double misfit_a, misfit_b; // the misfit's parameters
@@ -83,7 +84,7 @@ struct Params {
     const int *level;     // (nt), -1 there
     void *history;        // H (s, levels, rows, hstride); none is kept where this is null
     // misfit and adjoint
-    const double *observed; // (s, nt, receivers)
+    const u64 *observed;    // (models): where the gather (shots of the survey, nt, receivers) lies
     const u8 *live;         // (s, receivers)
     const int *samples;     // (models): samples that count
     double *residual;       // (s, nt, receivers): derivative of the misfit by the data
@@ -192,6 +193,7 @@ template <class T> struct Coefficients {
     __device__ __forceinline__ void of(const Params &P, const T *alpha_map, const T *kappa_table, int z, int x) {
         if (z <= until) return;
         const int W = Vec<T>::W, left = x - P.pad;
+        const bool inner = left >= 0 && left + W <= P.nx; // all columns are the map's
         if (z > alpha_until) {
             alpha_until = z < P.pad ? P.pad : z < P.pad + P.nz - 1 ? z : P.rows;
             const T *a = alpha_map + clamp_(z - P.pad, P.nz) * P.nx;
@@ -200,6 +202,9 @@ template <class T> struct Coefficients {
                 const T same = a[first];
 #pragma unroll
                 for (int j = 0; j < W; ++j) alpha.v[j] = same;
+            } else if (inner) {
+#pragma unroll
+                for (int j = 0; j < W; ++j) alpha.v[j] = a[left + j];
             } else {
 #pragma unroll
                 for (int j = 0; j < W; ++j) alpha.v[j] = a[clamp_(left + j, P.nx)];
@@ -207,6 +212,15 @@ template <class T> struct Coefficients {
         }
         const int deep = sponge_depth(z, P.pad, P.nz);
         const T down = deep < 0 ? T(0) : kappa_table[deep];
+        if (inner) {
+#pragma unroll
+            for (int j = 0; j < W; ++j) {
+                centre.v[j] = (T(2) + T(-5) * alpha.v[j]) - down;
+                rest.v[j] = T(1) - down;
+            }
+            until = z; // between the side strips the damping changes from row to row
+            return;
+        }
 #pragma unroll
         for (int j = 0; j < W; ++j) {
             const int across = sponge_depth(x + j, P.pad, P.nx);
@@ -214,7 +228,6 @@ template <class T> struct Coefficients {
             centre.v[j] = (T(2) + T(-5) * alpha.v[j]) - k;
             rest.v[j] = T(1) - k;
         }
-        // between the side strips the damping changes from row to row
         until = left + W <= 0 || left >= P.nx ? alpha_until : z;
     }
 };

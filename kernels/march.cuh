@@ -41,7 +41,7 @@ DEVICE T march(const Params &P, const Shot<T, H> &shot, const StepOf<T> &step, c
     const bool end = at_end<T>(x, P.cols);
     T damped = T(0);
     H *history = shot.history;
-    if (step.level >= 0) history += ((long)step.level * P.rows + zb) * P.hstride + x;
+    if (step.level >= 0) history += ((i64)step.level * P.rows + zb) * P.hstride + x;
     column.begin(field, zb, x);
 #pragma unroll(R > 16 ? R / 2 : R)
     for (int i = 0; i < R; ++i) {
@@ -65,7 +65,7 @@ DEVICE T march(const Params &P, const Shot<T, H> &shot, const StepOf<T> &step, c
                 for (int j = 0; j < W; ++j) {
                     s.v[j] = fma_(h.v[j], fma_(T(-5), column.now.v[j], lap.v[j]), s.v[j]);
                     const T kappa = kappa_at(P, shot.kappa, z, x + j);
-                    if (kappa != T(0)) {
+                    if (kappa != T(0)) { // so not beyond the grid's last column either, where anything may lie
                         const int row = clamp_(z - P.pad, P.nz), edge = clamp_(x + j - P.pad, P.nx);
                         const T rate = kappa * shot.inverse[row * P.nx + edge];
                         damped = fma_(h.v[j] * (before.v[j] - column.now.v[j]), rate, damped);
@@ -75,7 +75,7 @@ DEVICE T march(const Params &P, const Shot<T, H> &shot, const StepOf<T> &step, c
             }
             const int k = z - P.pad - P.inject_row;
             if (k >= 0 && k < P.inject_rows)
-                inject_row(p, x, P.pad, P.nx, (const T *)P.inject + (((long)step.s * P.nt + step.m) * P.inject_rows + k) * P.nx);
+                inject_row(p, x, P.pad, P.nx, (const T *)P.inject + (((i64)step.s * P.nt + step.m) * P.inject_rows + k) * P.nx);
         } else {
             if (z == shot.source_row) inject_source(p, x, shot.source_column, step.sample);
             if (step.level >= 0) {
@@ -105,5 +105,5 @@ DEVICE bool next_run(const Window *window, int first, int block, int z, int end,
 
 // Samples of the receivers are read off in the step after, when the field lies still.
 template <class T> DEVICE void record(const Params &P, int s, int m, int r, T value) {
-    ((T *)P.data)[((long)s * P.nt + m) * P.receivers + r] = value;
+    ((T *)P.data)[((i64)s * P.nt + m) * P.receivers + r] = value;
 }

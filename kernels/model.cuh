@@ -56,7 +56,7 @@ DEVICE void travel_times(const Params &P) {
     const int nz = block_rows(P), nx = block_columns(P), n = nz * nx, targets = P.shots + 1;
     const int model = blockIdx.x / targets, target = blockIdx.x % targets;
     const double *h = P.crossing + model * n, infinity = 1e300;
-    double *now = P.travel + (long)blockIdx.x * n, *next = P.scratch + (long)blockIdx.x * n;
+    double *now = P.travel + (i64)blockIdx.x * n, *next = P.scratch + (i64)blockIdx.x * n;
     for (int i = threadIdx.x; i < n; i += blockDim.x) now[i] = infinity;
     __syncthreads();
     if (target < P.shots) {
@@ -85,7 +85,7 @@ DEVICE void travel_times(const Params &P) {
         next = swap;
         if (!changed) break;
     }
-    double *out = P.travel + (long)blockIdx.x * n;
+    double *out = P.travel + (i64)blockIdx.x * n;
     for (int i = threadIdx.x; i < n; i += blockDim.x) out[i] = now[i];
 }
 
@@ -97,8 +97,8 @@ DEVICE void causal_windows(const Params &P) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= P.models * P.shots * bins * nz) return;
     const int s = i / (bins * nz), bin = i / nz % bins, band = i % nz, model = s / P.shots;
-    const double *from = P.travel + ((long)model * (P.shots + 1) + s % P.shots) * n + band * nx;
-    const double *to = P.travel + ((long)model * (P.shots + 1) + P.shots) * n + band * nx;
+    const double *from = P.travel + ((i64)model * (P.shots + 1) + s % P.shots) * n + band * nx;
+    const double *to = P.travel + ((i64)model * (P.shots + 1) + P.shots) * n + band * nx;
     const double *h = P.crossing + model * n + band * nx;
     const double latest = (double)(bin * BIN) + BIN, longest = (double)P.nt - bin * BIN;
     int first = -1, best = 0, gap_begin = 0, run = 0;

@@ -26,7 +26,7 @@ template <class T> struct Item {
     // The rows from z on that are in the step's window.
     __device__ __forceinline__ bool run(const Params &P, int z, int &zb, int &ze) const {
         const int bins = (P.nt + BIN - 1) / BIN, bands = (P.rows + BLOCK - 1) / BLOCK;
-        if (P.causal) return next_run(P.window + ((long)s * bins + P.step / BIN) * bands, 0, x / BLOCK, z, end, zb, ze);
+        if (P.causal) return next_run(P.window + ((i64)s * bins + P.step / BIN) * bands, 0, x / BLOCK, z, end, zb, ze);
         zb = z;
         ze = end;
         return zb < ze;
@@ -37,7 +37,7 @@ template <class T> struct Item {
 template <class T> struct Fields {
     Torus<T> now, next;
     DEVICE Fields of(const Params &P, void *fields, int s, int m) {
-        const long len = (long)P.rows * P.stride;
+        const i64 len = (i64)P.rows * P.stride;
         T *base = (T *)fields + 2 * len * s;
         Fields f = {{base + (m % 2 == 0 ? len : 0), P.stride, P.rows}, {base + (m % 2 == 0 ? 0 : len), P.stride, P.rows}};
         return f;
@@ -62,8 +62,8 @@ template <class T, class H, bool ADJOINT> DEVICE void step_shot(const Params &P)
     shot.kappa = (const T *)P.kappa + model * P.pad;
     shot.source_row = P.source[2 * s];
     shot.source_column = P.source[2 * s + 1];
-    shot.history = (H *)P.history + (long)s * P.levels * P.rows * P.hstride;
-    shot.sums = (T *)P.sums + (long)s * P.rows * P.hstride;
+    shot.history = (H *)P.history + (i64)s * P.levels * P.rows * P.hstride;
+    shot.sums = (T *)P.sums + (i64)s * P.rows * P.hstride;
     StepOf<T> step;
     step.level = P.history == 0 ? -1 : P.level[m];
     step.weight = P.history == 0 ? T(0) : T(P.weight[m]);
@@ -74,7 +74,7 @@ template <class T, class H, bool ADJOINT> DEVICE void step_shot(const Params &P)
     int zb, ze;
     for (int z = it.begin; it.run(P, z, zb, ze); z = ze)
         damped += march<T, H, STEP_ROWS, ADJOINT>(P, shot, step, f.now, f.next, Alone(), zb, ze, it.x);
-    if (ADJOINT) P.damped[(long)s * P.parts + it.index] += (double)damped; // each thread has a place of its own
+    if (ADJOINT) P.damped[(i64)s * P.parts + it.index] += (double)damped; // each thread has a place of its own
 }
 
 // Born: a step of the perturbation with the scattering of the background, and one of the background.

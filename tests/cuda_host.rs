@@ -360,6 +360,35 @@ fn exhausted_memory_shrinks_the_launches() {
     fate.taken.fetch_sub(full, Ordering::SeqCst);
 }
 
+/// Gathers stay on the device while they live and are never taken for another.
+fn observed_gathers_go_up_once() {
+    let survey = cases().remove(3);
+    let base = options(Precision::F32, Fidelity::Fast, Kind::Cluster);
+    let host = Host::new(library().unwrap(), Order::Forwards, true, GIB);
+    let fate = host.fate.clone();
+    let cuda = Cuda::new(survey.clone(), &base, vec![Box::new(host)]).unwrap();
+    let fresh = |m: &Model, o: &Observed| {
+        let other = device(&survey, &base, Order::Forwards, GIB);
+        other.misfit_and_gradient(from_ref(m), from_ref(o), &L2).unwrap().remove(0).value
+    };
+    let bytes = 8 * survey.gather_shape().1 * survey.sources.len() * survey.receivers.len();
+    for seed in 0..12 {
+        let (model, _, mut observed) = random_case(&survey, seed);
+        let value = |o: &Observed| {
+            let before = fate.uploaded.load(Ordering::SeqCst);
+            let value = cuda.misfit_and_gradient(from_ref(&model), from_ref(o), &L2).unwrap().remove(0).value;
+            (value, fate.uploaded.load(Ordering::SeqCst) - before)
+        };
+        let (first, up) = value(&observed);
+        let (again, less) = value(&observed);
+        assert_eq!((first, first), (again, fresh(&model, &observed)), "seed {seed}");
+        assert_eq!(up - less, bytes as u64);
+        // the same place in the caller's memory, other samples
+        std::sync::Arc::make_mut(&mut observed.gather).data.mapv_inplace(|x| 2.0 * x);
+        assert_eq!(value(&observed), (fresh(&model, &observed), up), "seed {seed}");
+    }
+}
+
 fn a_lost_device_is_said_to_be_lost() {
     let survey = cases().remove(3);
     let (model, _, observed) = random_case(&survey, 1);
@@ -463,6 +492,7 @@ fn main() {
     add("wavefields_match_the_reference", wavefields_match_the_reference);
     add("bits_depend_neither_on_batch_nor_memory_nor_lane", bits_depend_neither_on_batch_nor_memory_nor_lane);
     add("exhausted_memory_shrinks_the_launches", exhausted_memory_shrinks_the_launches);
+    add("observed_gathers_go_up_once", observed_gathers_go_up_once);
     add("a_lost_device_is_said_to_be_lost", a_lost_device_is_said_to_be_lost);
     add("graphs_are_replayed_under_their_own_keys", graphs_are_replayed_under_their_own_keys);
     add("operators_match_in_f64", || operators_match(Precision::F64));

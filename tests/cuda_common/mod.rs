@@ -29,6 +29,8 @@ pub struct Fate {
     /// Launches so far, and after how many the device is lost (0 for never).
     pub launches: AtomicUsize,
     pub lost_after: AtomicUsize,
+    /// Bytes that were uploaded.
+    pub uploaded: AtomicU64,
     /// Pieces of work that were replayed under a known key.
     pub replays: AtomicUsize,
 }
@@ -152,6 +154,7 @@ impl Runtime for Host {
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         self.check(to, from.len());
+        self.fate.uploaded.fetch_add(from.len() as u64, Ordering::SeqCst);
         // SAFETY: checked
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())

@@ -86,36 +86,26 @@ impl Cuda {
     ) -> Result<Vec<f64>> {
         let plan = &self.plan;
         let mut p = lane.stage(plan, &self.shots(models, shots.clone()), None)?;
-        p.history_unit = plan.history_unit(models.iter().map(Model::vmax).fold(0.0, f64::max));
+        p.history_unit = plan.history_unit();
         lane.keep(plan, &mut p, &sums.levels())?;
         // what is observed goes up before the forward run, which the host need not wait for then
-        let stack = |gathers: &mut dyn Iterator<Item = &Gather>| {
-            let mut all = Vec::with_capacity(models.len() * shots.len() * plan.samples());
-            for g in gathers {
-                let part = g.data.slice(s![shots.clone(), .., ..]);
-                match part.as_slice() {
-                    Some(part) => all.extend_from_slice(part),
-                    None => all.extend(part.iter()),
-                }
-            }
-            all
-        };
         match target {
             Target::Vector(data) => {
                 let traces = models.len() * shots.len() * plan.survey.receivers.len();
-                let data = stack(&mut data[which.clone()].iter());
+                let vectors = lane.vectors(&data[which.clone()])?;
                 let samples = vec![p.nt; models.len()];
-                lane.observe(plan, &mut p, &data, &vec![1; traces], &samples)?;
+                lane.observe(plan, &mut p, shots.start, &vectors, &vec![1; traces], &samples)?;
                 p.misfit = misfit::LINEAR;
             }
             Target::Observed(observed, _, code) => {
                 let observed = &observed[which.clone()];
-                let data = stack(&mut observed.iter().map(|o| &*o.gather));
+                let gathers: Vec<_> = observed.iter().map(|o| o.gather.clone()).collect();
+                let gathers = lane.gathers(&gathers)?;
                 let live =
                     |o: &Observed| o.mask.live.slice(s![shots.clone(), ..]).iter().map(|&l| u8::from(l)).collect();
                 let live: Vec<Vec<u8>> = observed.iter().map(live).collect();
                 let samples: Vec<i32> = observed.iter().map(|o| o.mask.nt as i32).collect();
-                lane.observe(plan, &mut p, &data, &live.concat(), &samples)?;
+                lane.observe(plan, &mut p, shots.start, &gathers, &live.concat(), &samples)?;
                 if let Some(code) = code {
                     (p.misfit, p.filter) = (code.number, code.filter);
                     [p.misfit_a, p.misfit_b] = code.parameters;

@@ -1,11 +1,13 @@
 //! Device memory and kernel sequences of one stream: what turns a batch of models into data and gradients.
 
+use super::gathers::Gathers;
 use super::params::{Address, BIN, BLOCK, CLUSTER, Params, STEP_ROWS, STEP_THREADS, WINDOW};
 use super::plan::{Kind, Plan};
 use super::runtime::{Launch, Runtime};
-use crate::{Model, Position, Result};
+use crate::{Gather, Model, Position, Result};
 use bytemuck::Zeroable;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 /// The buffers of a lane, by what they hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,7 @@ enum Slot {
     Level,
     History,
     Observed,
+    Vectors,
     Live,
     Samples,
     Residual,
@@ -52,7 +55,11 @@ enum Slot {
 pub struct Lane {
     runtime: Box<dyn Runtime>,
     buffers: Vec<(Address, usize)>,
+    gathers: Gathers,
 }
+
+/// Observed gathers that stay on the device, for each that a launch needs: lanes take turns, and so do inversions.
+pub const KEPT: usize = 4;
 
 impl Drop for Lane {
     fn drop(&mut self) {
@@ -85,11 +92,12 @@ pub struct Levels<'a> {
 impl Lane {
     /// A lane on a device.
     pub fn new(runtime: Box<dyn Runtime>) -> Self {
-        Self { runtime, buffers: vec![(0, 0); Slot::Count as usize] }
+        Self { runtime, buffers: vec![(0, 0); Slot::Count as usize], gathers: Gathers::default() }
     }
 
     /// Gives all buffers back.
     pub fn release(&mut self) {
+        self.gathers.release(&*self.runtime);
         for (address, bytes) in &mut self.buffers {
             if *bytes > 0 {
                 self.runtime.free(*address);
@@ -211,11 +219,32 @@ impl Lane {
         self.steps(plan, &plan.kernel("step_born", false), p, 0..=last)
     }
 
-    /// Uploads what the data are compared with: samples (shot, time, receiver), which traces count (shot, receiver),
-    /// samples that count (model).
-    pub fn observe(&mut self, plan: &Plan, p: &mut Params, gather: &[f64], live: &[u8], samples: &[i32]) -> Result<()> {
+    /// Where observed gathers lie, uploaded where they are not there yet; four times a launch's are kept.
+    pub fn gathers(&mut self, wanted: &[Arc<Gather>]) -> Result<Vec<Address>> {
+        self.gathers.addresses(&*self.runtime, wanted, KEPT * wanted.len())
+    }
+
+    /// Uploads data vectors (shot, time, receiver), one after the other; where they lie.
+    pub fn vectors(&mut self, data: &[Gather]) -> Result<Vec<Address>> {
+        let bytes = data.first().map_or(0, |d| d.data.len() * 8) as u64;
+        let base = self.put_f64(Slot::Vectors, data.iter().flat_map(|d| d.data.iter().copied()))?;
+        Ok((0..data.len() as u64).map(|i| base + i * bytes).collect())
+    }
+
+    /// Says what the data are compared with: gathers on the device (model), which traces count (shot, receiver), samples
+    /// that count (model). `first_shot` of the gathers is the launch's first.
+    pub fn observe(
+        &mut self,
+        plan: &Plan,
+        p: &mut Params,
+        first_shot: usize,
+        gathers: &[Address],
+        live: &[u8],
+        samples: &[i32],
+    ) -> Result<()> {
         let all = (p.models * p.shots) as usize;
-        p.observed = self.put(Slot::Observed, bytemuck::cast_slice(gather))?;
+        p.first_shot = first_shot as i32;
+        p.observed = self.put(Slot::Observed, bytemuck::cast_slice(gathers))?;
         p.live = self.put(Slot::Live, live)?;
         p.samples = self.put(Slot::Samples, bytemuck::cast_slice(samples))?;
         p.residual = self.reserve(Slot::Residual, all * plan.samples() * 8)?;

@@ -3,6 +3,7 @@
 //! ```text
 //! mod.rs      the Propagator: batches cut to the device's memory
 //! evaluate.rs misfit and gradient: the order of kernels
+//! gathers.rs  observed gathers that stay on the device
 //! lane.rs     one stream: device memory, kernel sequences
 //! plan.rs     sizes: which kernels fit, what a shot takes
 //! params.rs   the kernels' parameter
@@ -20,6 +21,7 @@ pub mod compile;
 mod device;
 pub mod driver;
 mod evaluate;
+mod gathers;
 mod lane;
 pub mod params;
 mod plan;
@@ -209,7 +211,7 @@ impl Cuda {
     ) -> Result<()> {
         let ns = self.plan.survey.sources.len();
         let mut lane = self.lane();
-        let mut done = 0; // shots
+        let (mut done, mut retries) = (0, 0); // shots; times that one shot was too much
         while done < models * ns {
             let fit = self.fit(levels);
             let (model, shot) = (done / ns, done % ns);
@@ -220,10 +222,18 @@ impl Cuda {
             };
             let shots = m.len() * s.len();
             match work(&mut lane, m, s) {
-                Ok(()) => done += shots,
-                Err(Error::Memory(_)) if shots > 1 => {
+                Ok(()) => (done, retries) = (done + shots, 0),
+                Err(Error::Memory(_)) if shots > 1 || retries < 3 => {
+                    let half = (shots / 2).max(1) * self.plan.shot_bytes(levels);
+                    self.memory.fetch_min(half as u64, Ordering::Relaxed);
                     lane.release();
-                    self.memory.fetch_min((shots / 2 * self.plan.shot_bytes(levels)) as u64, Ordering::Relaxed);
+                    if shots == 1 {
+                        // what other lanes hold from larger launches, once they are through with them
+                        retries += 1;
+                        drop(lane);
+                        self.release();
+                        lane = self.lane();
+                    }
                 }
                 Err(e) => return Err(e),
             }

@@ -31,7 +31,7 @@ pub struct Params {
     pub sums_shared: i32,
     pub parts: i32,
     pub step: i32,
-    pub reserved: i32,
+    pub first_shot: i32,
     pub dt: f64,
     pub dx: f64,
     pub history_unit: f64,

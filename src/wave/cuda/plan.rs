@@ -1,5 +1,6 @@
 //! Sizes: how the padded grid lies in a device's memory, which kernels fit it, and what a shot takes.
 
+use super::lane::KEPT;
 use super::params::{BIN, BLOCK, CLUSTER, Params, WINDOW};
 use super::runtime::{Launch, Limits};
 use crate::wave::Precision;
@@ -124,7 +125,7 @@ impl Plan {
     /// Bytes of device memory that a shot of a gradient takes (a model's own few arrays shared out).
     pub fn shot_bytes(&self, levels: usize) -> usize {
         let (sv, t) = (&self.survey, self.element());
-        let samples = self.samples() * (t + 16);
+        let samples = self.samples() * (t + 8 + 8 * KEPT);
         let inject = sv.nt * self.inject_rows().1 * sv.nx * t;
         let sums = self.rows * self.hstride * t + sv.nz * sv.nx * 16;
         let fields =
@@ -203,13 +204,13 @@ impl Plan {
     }
 
     /// The unit in which fields are stored: 1, but for half precision a power of two that leaves room for fields 256 times
-    /// as large as what the source adds in a step, three times weighted.
-    pub fn history_unit(&self, fastest: f64) -> f64 {
+    /// as large as what the source adds in a step at the fastest stable velocity, three times weighted.
+    pub fn history_unit(&self) -> f64 {
         if self.history == History::Full {
             return 1.0;
         }
         let loudest = self.survey.wavelet.iter().fold(0.0f64, |m, w| m.max(w.abs()));
-        let largest = 3.0 * 256.0 * loudest * (fastest * self.survey.dt).powi(2);
+        let largest = 3.0 * 256.0 * loudest * (self.survey.stable_velocity(0.0) * self.survey.dt).powi(2);
         (largest / 65504.0).log2().ceil().exp2()
     }
 }
