@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Settles in one run, of ten minutes at most, what can only be seen on a GPU: correctness, rates, races, use of the device.
+"""Settles in one run, of ten minutes at most, what only a GPU can show: correctness, rates, races, use of the device.
 
     python3 kernels/check_gpu.py [--fwi target/release/fwi] [--out DIR] [--minutes 9.5]
 
@@ -33,6 +33,7 @@ TOOLS = ("memcheck", "synccheck", "racecheck", "initcheck")
 # what is checked, and against what; all of it counts as unchecked until something is known
 ITEMS = [
     ("device", "CUDA device", "listed by fwi doctor"),
+    ("gpu_check", "fwi gpu-check", "exit code 0"),
     ("f64", "kernels against the CPU, f64", "1e-12"),
     ("f32", "kernels against the CPU, f32", "1e-5"),
     ("forward_rate", "forward gathers/s, f32", "%.0f" % FORWARD_TARGET),
@@ -72,6 +73,7 @@ class Check:
         }
         self.steps = []
         self.rates = {}
+        self.short = False  # whether the last command had less time than it was to have
 
     def left(self):
         return self.end - time.monotonic()
@@ -88,15 +90,21 @@ class Check:
     def run(self, name, command, limit):
         """Runs a command in DIR, its output to NAME.log; exit code (None: it ran out of time), seconds and output."""
         log = self.path(name + ".log")
-        short = self.left() < limit
-        limit = min(limit, self.left())
+        left = self.left()
+        self.short, limit = left < limit, min(limit, left)
         if limit < 1:
             raise Unchecked("no time was left")
-        print("[%4.0f s] %s" % (time.monotonic() - self.since, " ".join([os.path.basename(command[0])] + command[1:])), flush=True)
+        line = " ".join([os.path.basename(command[0])] + command[1:])
+        print("[%4.0f s] %s" % (time.monotonic() - self.since, line), flush=True)
         began = time.monotonic()
         with open(log, "wb") as sink:
             child = subprocess.Popen(
-                command, cwd=self.out, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=self.out,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 code = child.wait(timeout=limit)
@@ -113,15 +121,19 @@ class Check:
         step = {"step": name, "command": command, "code": code, "seconds": round(seconds, 3), "limit": round(limit, 1)}
         self.steps.append(step)
         self.write()
-        if code is None and short:
-            raise Unchecked("the time left, %.0f s, did not suffice; see %s.log" % (limit, name))
         return code, seconds, text
+
+    def problem(self, name, code):
+        """What to raise of a command that did not succeed."""
+        if code is None and self.short:
+            return Unchecked("the time left did not suffice; see %s.log" % name)
+        return Failed("%s; see %s.log" % (ending(code, self.steps[-1]["limit"]), name))
 
     def demand(self, name, command, limit):
         """The same for what must succeed."""
         code, seconds, text = self.run(name, command, limit)
         if code != 0:
-            raise Failed("%s; see %s.log" % (ending(code, limit), name))
+            raise self.problem(name, code)
         return seconds, text
 
     def step(self, keys, work):
@@ -139,6 +151,12 @@ class Check:
             if self.items[key]["figure"] == "not reached":
                 self.set(key, word, why)
         self.write()
+
+    def sweep(self):
+        """Removes the gathers: they take hundreds of megabytes, and an earlier run's must not be taken for this one's."""
+        for name in ("gathers.npy", "some.npy", "reference.npy"):
+            if os.path.exists(self.path(name)):
+                os.remove(self.path(name))
 
     def write(self):
         whole = {
@@ -243,15 +261,16 @@ def doctor(c):
     if not c.gpu:
         raise Unchecked("--backend cpu")
     if code != 0:
-        raise Failed("%s; see doctor.log" % ending(code, 60))
-    found = [line.strip() for line in text.splitlines() if "(cuda:" in line]
-    if not re.search(r"^backends:.*\bcuda\b", text, re.M) or not found:
+        raise c.problem("doctor", code)
+    found = re.findall(r"^cuda:\d+: .*$", text, re.M)
+    if not found:
         why = re.search(r"^cuda: (.*)$", text, re.M)
         c.set("device", "failed", "none")
         c.write()
         print("no CUDA device: %s; nothing was checked" % (why.group(1) if why else "fwi doctor lists none"))
         sys.exit(2)
-    c.judge("device", True, found[0])
+    kernels = re.search(r"^cuda:\d+ kernels: .*$", text, re.M)
+    c.judge("device", bool(kernels), "; ".join([found[0], kernels.group(0) if kernels else "no kernels for it"]))
 
 
 def gpu_check(c):
@@ -272,6 +291,8 @@ def gpu_check(c):
         rate = re.match(r"  (.+?)\s+([\d.]+)\s+([\d.]+)\s+\S+ and \S+ times the CPU", line)
         if rate:
             c.rates[rate.group(1)] = {"forward": float(rate.group(2)), "gradients": float(rate.group(3))}
+    if whole and int(whole.group(1)) != sum(map(len, seen.values())):
+        raise Failed("the output is not as expected; see gpu-check.log")
     for key, rows in seen.items():
         bad = ["%s %.1e" % row[:2] for row in rows if not row[3]]
         judged = [e / limit for _, e, limit, _ in rows if limit > 0]
@@ -288,11 +309,14 @@ def gpu_check(c):
         best = max(r["forward"] for r in ours)
         c.judge("forward_rate", best >= FORWARD_TARGET, "%.0f" % best)
     if code != 0:
-        raise Failed("%s; see gpu-check.log" % ending(code, 200))
+        raise c.problem("gpu-check", code)
+    c.judge("gpu_check", True, "exit code 0")
 
 
 def adjoint(c, precision):
     """Dot products and Taylor remainders."""
+    if c.args.quick and precision == "f64":
+        raise Unchecked("--quick")
     seeds = "1" if c.args.quick else "3"
     command = [c.fwi, "check", "--adjoint", "--precision", precision, "--seeds", seeds] + c.backend
     name = "adjoint-" + precision
@@ -300,7 +324,7 @@ def adjoint(c, precision):
     worst = max((float(x) for x in re.findall(r"relative difference (\S+)", text)), default=math.nan)
     slope = re.search(r"slope (\S+) \(", text)
     if math.isnan(worst) or not slope or code is None:
-        raise Failed("%s; see %s.log" % (ending(code, 60), name))
+        raise c.problem(name, code)
     c.judge("adjoint_" + precision, code == 0, "dot products %.1e, Taylor slope %s" % (worst, slope.group(1)))
 
 
@@ -352,6 +376,8 @@ class Sampler(threading.Thread):
 def batch(c):
     """Many inversions at once: rate, use of the device, and the same maps as one by one."""
     n, evaluations, alone = (3, "2", [1]) if c.args.quick else (96, "60", [0, 47, 95])
+    if not os.path.exists(c.path("gathers.npy")):
+        raise Unchecked("there are no gathers to invert")
     write_npy(c.path("some.npy"), (n, 5, 1000, 70), read_items(c.path("gathers.npy"), n, SAMPLES))
     write_npy(c.path("truth.npy"), (n, SIZE, SIZE), read_items(c.path("maps.npy"), n, SIZE * SIZE))
     until = ["--max-evals", evaluations, "--force"] + c.backend
@@ -402,7 +428,8 @@ def sanitize(c, tool, share):
     name = "sanitizer-" + tool
     code, seconds, text = c.run(name, command, limit)
     counts = [int(n) for n in re.findall(r"SUMMARY: (\d+) (?:error|hazard)", text)]
-    reports = re.findall(r"^={9} (?:Error: |Warning: )?(Invalid .*|Race reported.*|Barrier error.*|Uninitialized .*)$", text, re.M)
+    kinds = "Invalid|Race reported|Potential|Barrier error|Uninitialized|Program hit|Misaligned"
+    reports = re.findall(r"^={9} (?:Error: |Warning: )?((?:%s) .*)$" % kinds, text, re.M)
     if reports or sum(counts) > 0:
         raise Failed("%s reports; %s; see %s.log" % (sum(counts) or len(reports), (reports or ["-"])[0][:60], name))
     if code is None:
@@ -413,7 +440,7 @@ def sanitize(c, tool, share):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Checks and times the GPU kernels in one run; see the head of this file.")
+    parser = argparse.ArgumentParser(description="Checks and times the GPU kernels in one run.")
     parser.add_argument("--fwi", default="target/release/fwi", help="the binary [%(default)s]")
     parser.add_argument("--out", default="gpu-check", help="directory for logs and result.json [%(default)s]")
     parser.add_argument("--minutes", type=float, default=9.5, help="time limit for all of it [%(default)s]")
@@ -426,15 +453,14 @@ def main():
         sys.exit(2)
     os.makedirs(args.out, exist_ok=True)
     c = Check(args)
+    c.sweep()
     c.step(["device"], lambda: doctor(c))
-    c.step(["f64", "f32", "forward_rate", "gradient_rate"], lambda: gpu_check(c))
+    c.step(["gpu_check", "f64", "f32", "forward_rate", "gradient_rate"], lambda: gpu_check(c))
     for precision in ("f64", "f32"):
         c.step(["adjoint_" + precision], lambda p=precision: adjoint(c, p))
     c.step(["forward"], lambda: forward(c))
     c.step(["batch", "busy", "smi", "alone"], lambda: batch(c))
-    for name in ("gathers.npy", "some.npy", "reference.npy"):  # hundreds of megabytes
-        if os.path.exists(c.path(name)):
-            os.remove(c.path(name))
+    c.sweep()
     # the slowest come last and may take all the time that is left
     for i, tool in enumerate(TOOLS):
         c.step([tool], lambda t=tool, n=len(TOOLS) - i: sanitize(c, t, 1 / n))
