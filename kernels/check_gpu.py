@@ -153,7 +153,7 @@ class Check:
         self.write()
 
     def sweep(self):
-        """Removes the gathers: they take hundreds of megabytes, and an earlier run's must not be taken for this one's."""
+        """Removes the gathers: hundreds of megabytes, and an earlier run's must not be taken for this one's."""
         for name in ("gathers.npy", "some.npy", "reference.npy"):
             if os.path.exists(self.path(name)):
                 os.remove(self.path(name))

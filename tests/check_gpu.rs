@@ -49,7 +49,7 @@ fn the_cpu_passes_and_what_needs_a_gpu_is_unchecked() {
     assert_eq!((code, result(&all, "fwi batch")), (1, ("unchecked", "there are no gathers to invert")), "{said}");
 }
 
-/// A binary with a GPU's words and the CPU's numbers: a gradient is wrong, gradients are slow, an adjoint is not one, and
+/// A binary with a GPU's words and the CPU's numbers: a gradient is wrong, gradients are slow, an adjoint is none, and
 /// single inversions end elsewhere than in the batch.
 const FWI: &str = r#"#!/usr/bin/env python3
 import os, sys

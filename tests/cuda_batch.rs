@@ -192,7 +192,7 @@ fn short_memory_changes_no_bit() {
     let wanted = alone(kind, &all);
     let fate = Arc::<Fate>::default();
     let cuda = device(&options(kind, Precision::F32), Order::Forwards, 1, &fate);
-    let coarse = queue(&[cuda.clone()]);
+    let coarse = queue(std::slice::from_ref(&cuda));
     let fine = queue(&[device(&double(kind), Order::Forwards, 1, &Arc::default())]);
     let planned = cuda.device_bytes();
     let begun = |k| {
