@@ -185,25 +185,25 @@ fn a_lost_device_leaves_its_gathers_to_the_other() {
     );
 }
 
-/// While gathers are at work others take most of the memory: the six shots of a launch no longer fit, nor the two of a
-/// model with its whole history. (One lane: two would compete for what is left.)
+/// While gathers are at work others take most of the memory: the six shots of a lane's launch no longer fit, nor the two of
+/// a model with its whole history, and what one lane holds the other lacks.
 fn short_memory_changes_no_bit() {
     let (all, kind) = (gathers(), Kind::Cluster);
     let wanted = alone(kind, &all);
     let fate = Arc::<Fate>::default();
-    let cuda = device(&options(kind, Precision::F32), Order::Forwards, 1, &fate);
+    let cuda = device(&options(kind, Precision::F32), Order::Forwards, 2, &fate);
     let coarse = queue(std::slice::from_ref(&cuda));
     let fine = queue(&[device(&double(kind), Order::Forwards, 1, &Arc::default())]);
     let planned = cuda.device_bytes();
     let begun = |k| {
         if k == IN_FLIGHT {
-            let left = 3 * cuda.plan().shot_bytes(tiny().nt) as u64 / 2;
+            let left = 5 * cuda.plan().shot_bytes(tiny().nt) as u64 / 2;
             fate.taken.fetch_add(GIB - left, Ordering::SeqCst);
             cuda.release();
         }
     };
     same_bits("short memory", &many(&coarse, &fine, &all, begun), &wanted);
-    assert_eq!(planned, 6 * cuda.device_bytes(), "launches of one shot instead of six");
+    assert!(cuda.device_bytes() < planned, "{planned} bytes were planned");
     assert!(!coarse.statistics()[0].lost);
 }
 

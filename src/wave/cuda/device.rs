@@ -87,9 +87,7 @@ impl Device {
         Ok(Limits {
             name: format!("{} ({})", self.name()?, self.tag),
             multiprocessors: self.multiprocessors() as usize,
-            // the system keeps 1 KB of each block's
-            shared_bytes: (self.attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) as usize)
-                .saturating_sub(1024),
+            shared_bytes: self.attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) as usize,
             clusters: (90..120).contains(&self.arch()) && self.attribute(CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH) != 0,
         })
     }
