@@ -60,7 +60,7 @@ if command == "doctor":
 elif command == "gpu-check":
     print("""device: Pretended (cuda:0), kernels: for sm_90
 clusters, f64:
-  forward against the CPU in f64                              3.1e-15  (limit 1e-12)  ok
+  forward against the CPU                              3.1e-15  (limit 1e-12)  ok
 clusters, f32:
   samples that differ from the CPU's in f32 by a bit            0.0e0  (limit 0e0)  ok
   gradient with windows and decimated history                  2.0e-3  (limit 1e-5)  FAILED
