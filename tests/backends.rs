@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{max_relative, random_case};
+use common::{max_relative, random_case, survey};
 use fwi::misfit::{L2, Misfit};
 use fwi::wave::cpu::vector::Isa;
 use fwi::wave::{Cpu, CpuOptions, Fidelity, Precision, Propagator, Reference};
-use fwi::{Gather, Mask, Observed, Position, Survey, survey::ricker};
+use fwi::{Gather, Mask, Observed, Position, Survey};
 use ndarray::ArrayView2;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -18,17 +18,12 @@ fn exact(isa: Isa) -> CpuOptions {
 
 /// Odd sizes, one shot, sources on edges and corners, a wave that wraps around the torus.
 fn cases() -> Vec<Survey> {
-    let base = |nz, nx, sponge, nt, sources: &[(usize, usize)], receivers: &[(usize, usize)]| {
-        let at = |l: &[(usize, usize)]| l.iter().map(|&(z, x)| Position { z, x }).collect();
-        let (sources, receivers) = (at(sources), at(receivers));
-        Survey { nz, nx, dx: 10.0, dt: 1e-3, nt, sponge, sources, receivers, wavelet: ricker(15.0, 1e-3) }
-    };
     vec![
-        base(12, 17, 6, 230, &[(0, 0)], &[(0, 3), (11, 16), (5, 5)]),
-        base(31, 5, 7, 150, &[(30, 4), (1, 0)], &[(1, 1), (1, 1)]),
-        base(1, 1, 9, 60, &[(0, 0)], &[(0, 0)]),
-        base(9, 40, 11, 301, &[(0, 39), (8, 0), (4, 20)], &[(0, 0), (0, 39), (8, 21)]),
-        base(23, 23, 8, 1, &[(3, 3)], &[(3, 3), (3, 4)]),
+        survey(12, 17, 6, 230, &[(0, 0)], &[(0, 3), (11, 16), (5, 5)]),
+        survey(31, 5, 7, 150, &[(30, 4), (1, 0)], &[(1, 1), (1, 1)]),
+        survey(1, 1, 9, 60, &[(0, 0)], &[(0, 0)]),
+        survey(9, 40, 11, 301, &[(0, 39), (8, 0), (4, 20)], &[(0, 0), (0, 39), (8, 21)]),
+        survey(23, 23, 8, 1, &[(3, 3)], &[(3, 3), (3, 4)]),
     ]
 }
 

@@ -9,7 +9,6 @@ use fwi::misfit::MisfitSpec;
 use fwi::wave::cuda::{Cuda, CudaOptions, Kind, Runtime};
 use fwi::wave::{CpuOptions, Dispatch, Fidelity, Precision, build};
 use fwi::{Gather, Model, Observed, Position, Propagator, Result, Survey, survey::ricker};
-use libtest_mimic::{Arguments, Trial};
 use ndarray::{Array2, Array3};
 use std::collections::{BTreeMap, HashSet};
 use std::mem::discriminant;
@@ -208,21 +207,9 @@ fn short_memory_changes_no_bit() {
 }
 
 fn main() {
-    let args = Arguments::from_args();
-    let missing = library().err();
-    if let Some(why) = &missing {
-        println!("skipped: {why}");
-    }
-    let mut tests: Vec<Trial> = Vec::new();
-    let mut add = |name: &str, test: fn()| {
-        let run = move || {
-            test();
-            Ok(())
-        };
-        tests.push(Trial::test(name, run).with_ignored_flag(missing.is_some()));
-    };
-    add("a_batch_gives_the_bits_of_each_gather_alone", a_batch_gives_the_bits_of_each_gather_alone);
-    add("a_lost_device_leaves_its_gathers_to_the_other", a_lost_device_leaves_its_gathers_to_the_other);
-    add("short_memory_changes_no_bit", short_memory_changes_no_bit);
-    libtest_mimic::run(&args, tests).exit();
+    cuda_common::run(&[
+        ("a_batch_gives_the_bits_of_each_gather_alone", a_batch_gives_the_bits_of_each_gather_alone),
+        ("a_lost_device_leaves_its_gathers_to_the_other", a_lost_device_leaves_its_gathers_to_the_other),
+        ("short_memory_changes_no_bit", short_memory_changes_no_bit),
+    ]);
 }

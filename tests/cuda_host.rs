@@ -4,14 +4,13 @@
 mod common;
 mod cuda_common;
 
-use common::{max_relative, random_case};
+use common::{max_relative, random_case, survey};
 use cuda_common::{Host, Order, library};
 use fwi::misfit::{FilteredL2, Huber, L1, L2, Misfit, StudentT};
 use fwi::verify::{DataVector, dot_test, taylor_test};
 use fwi::wave::cuda::{Cuda, CudaOptions, History, Kind, Limits, Plan, params::Params};
 use fwi::wave::{Cpu, CpuOptions, Fidelity, Precision, Propagator, Reference};
-use fwi::{Gather, Model, Observed, Position, Survey, survey::ricker};
-use libtest_mimic::{Arguments, Trial};
+use fwi::{Gather, Model, Observed, Position, Survey};
 use ndarray::ArrayView2;
 use std::collections::BTreeMap;
 use std::slice::from_ref;
@@ -23,18 +22,13 @@ const GIB: u64 = 1 << 30;
 /// Odd sizes, one shot, sources on edges and corners, two receivers in a cell, receivers in several rows, a wave that
 /// wraps around the torus. Heights from 24 rows on fit the cluster kernels.
 fn cases() -> Vec<Survey> {
-    let base = |nz, nx, sponge, nt, sources: &[(usize, usize)], receivers: &[(usize, usize)]| {
-        let at = |l: &[(usize, usize)]| l.iter().map(|&(z, x)| Position { z, x }).collect();
-        let (sources, receivers) = (at(sources), at(receivers));
-        Survey { nz, nx, dx: 10.0, dt: 1e-3, nt, sponge, sources, receivers, wavelet: ricker(15.0, 1e-3) }
-    };
     vec![
-        base(12, 17, 6, 130, &[(0, 0)], &[(0, 3), (11, 16), (5, 5)]),
-        base(31, 5, 7, 110, &[(30, 4), (1, 0)], &[(1, 1), (1, 1)]),
-        base(1, 1, 9, 40, &[(0, 0)], &[(0, 0)]),
-        base(9, 40, 11, 161, &[(0, 39), (8, 0), (4, 20)], &[(0, 0), (0, 39), (8, 21)]),
-        base(23, 22, 8, 1, &[(3, 3)], &[(3, 3), (3, 4)]),
-        base(2, 2, 7, 50, &[(1, 1)], &[(0, 0)]),
+        survey(12, 17, 6, 130, &[(0, 0)], &[(0, 3), (11, 16), (5, 5)]),
+        survey(31, 5, 7, 110, &[(30, 4), (1, 0)], &[(1, 1), (1, 1)]),
+        survey(1, 1, 9, 40, &[(0, 0)], &[(0, 0)]),
+        survey(9, 40, 11, 161, &[(0, 39), (8, 0), (4, 20)], &[(0, 0), (0, 39), (8, 21)]),
+        survey(23, 22, 8, 1, &[(3, 3)], &[(3, 3), (3, 4)]),
+        survey(2, 2, 7, 50, &[(1, 1)], &[(0, 0)]),
     ]
 }
 
@@ -468,34 +462,22 @@ fn openfwi_runs_with_its_own_launches() {
 }
 
 fn main() {
-    let args = Arguments::from_args();
-    let missing = library().err();
-    if let Some(why) = &missing {
-        println!("skipped: {why}");
-    }
-    let mut tests: Vec<Trial> = Vec::new();
-    let mut add = |name: &str, test: fn()| {
-        let run = move || {
-            test();
-            Ok(())
-        };
-        tests.push(Trial::test(name, run).with_ignored_flag(missing.is_some()));
-    };
-    add("params_match", params_match);
-    add("openfwi_fits_the_devices_it_was_made_for", openfwi_fits_the_devices_it_was_made_for);
-    add("openfwi_runs_with_its_own_launches", openfwi_runs_with_its_own_launches);
-    add("f32_data_are_those_of_the_cpu_to_the_bit", f32_data_are_those_of_the_cpu_to_the_bit);
-    add("windows_and_decimation_match_the_cpu", windows_and_decimation_match_the_cpu);
-    add("half_precision_history_is_good_to_1e_3", half_precision_history_is_good_to_1e_3);
-    add("every_misfit_is_that_of_the_host", every_misfit_is_that_of_the_host);
-    add("the_adjoint_passes_its_tests", the_adjoint_passes_its_tests);
-    add("wavefields_match_the_reference", wavefields_match_the_reference);
-    add("bits_depend_neither_on_batch_nor_memory_nor_lane", bits_depend_neither_on_batch_nor_memory_nor_lane);
-    add("exhausted_memory_shrinks_the_launches", exhausted_memory_shrinks_the_launches);
-    add("observed_gathers_go_up_once", observed_gathers_go_up_once);
-    add("a_lost_device_is_said_to_be_lost", a_lost_device_is_said_to_be_lost);
-    add("graphs_are_replayed_under_their_own_keys", graphs_are_replayed_under_their_own_keys);
-    add("operators_match_in_f64", || operators_match(Precision::F64));
-    add("operators_match_in_f32", || operators_match(Precision::F32));
-    libtest_mimic::run(&args, tests).exit();
+    cuda_common::run(&[
+        ("params_match", params_match),
+        ("openfwi_fits_the_devices_it_was_made_for", openfwi_fits_the_devices_it_was_made_for),
+        ("openfwi_runs_with_its_own_launches", openfwi_runs_with_its_own_launches),
+        ("f32_data_are_those_of_the_cpu_to_the_bit", f32_data_are_those_of_the_cpu_to_the_bit),
+        ("windows_and_decimation_match_the_cpu", windows_and_decimation_match_the_cpu),
+        ("half_precision_history_is_good_to_1e_3", half_precision_history_is_good_to_1e_3),
+        ("every_misfit_is_that_of_the_host", every_misfit_is_that_of_the_host),
+        ("the_adjoint_passes_its_tests", the_adjoint_passes_its_tests),
+        ("wavefields_match_the_reference", wavefields_match_the_reference),
+        ("bits_depend_neither_on_batch_nor_memory_nor_lane", bits_depend_neither_on_batch_nor_memory_nor_lane),
+        ("exhausted_memory_shrinks_the_launches", exhausted_memory_shrinks_the_launches),
+        ("observed_gathers_go_up_once", observed_gathers_go_up_once),
+        ("a_lost_device_is_said_to_be_lost", a_lost_device_is_said_to_be_lost),
+        ("graphs_are_replayed_under_their_own_keys", graphs_are_replayed_under_their_own_keys),
+        ("operators_match_in_f64", || operators_match(Precision::F64)),
+        ("operators_match_in_f32", || operators_match(Precision::F32)),
+    ]);
 }

@@ -122,6 +122,19 @@ pub(crate) fn same_length(what: &str, found: usize, models: usize) -> Result<()>
     Err(crate::Error::Usage(format!("{found} {what} were given for {models} models; give one for each")))
 }
 
+/// Errors when there is not one direction a model, of the map's shape.
+pub(crate) fn check_directions(survey: &Survey, directions: &[Model], models: usize) -> Result<()> {
+    same_length("directions", directions.len(), models)?;
+    let wanted = survey.map_shape();
+    match directions.iter().find(|d| d.vp.dim() != wanted) {
+        Some(d) => {
+            let found = d.vp.dim();
+            Err(crate::Error::Usage(format!("a direction of shape {found:?} does not fit the map {wanted:?}")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Errors when an observed gather or its mask has another shape than the survey's records.
 pub(crate) fn check_observed(survey: &Survey, observed: &[Observed]) -> Result<()> {
     let wanted = survey.gather_shape();

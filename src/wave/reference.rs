@@ -155,7 +155,7 @@ impl Propagator for Reference {
     }
 
     fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>> {
-        super::same_length("directions", directions.len(), models.len())?;
+        super::check_directions(&self.survey, directions, models.len())?;
         let born_one = |(m, dm): (&Model, &Model)| {
             let g = self.grid(m)?;
             let scale = (self.survey.dt / self.survey.dx).powi(2);

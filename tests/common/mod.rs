@@ -1,9 +1,24 @@
 //! Random models, directions and gathers for the tests.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use fwi::{Gather, Model, Observed, Survey};
+use fwi::survey::ricker;
+use fwi::{Gather, Model, Observed, Position, Survey};
 use ndarray::{Array, Array2, Array3, Dimension};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+
+/// A survey of OpenFWI's cell size, time step and wavelet, positions being (row, column).
+pub fn survey(
+    nz: usize,
+    nx: usize,
+    sponge: usize,
+    nt: usize,
+    sources: &[(usize, usize)],
+    receivers: &[(usize, usize)],
+) -> Survey {
+    let at = |l: &[(usize, usize)]| l.iter().map(|&(z, x)| Position { z, x }).collect();
+    let (sources, receivers) = (at(sources), at(receivers));
+    Survey { nz, nx, dx: 10.0, dt: 1e-3, nt, sponge, sources, receivers, wavelet: ricker(15.0, 1e-3) }
+}
 
 /// A random model within 1600..4200 m/s, a random direction and a random observed gather.
 pub fn random_case(survey: &Survey, seed: u64) -> (Model, Model, Observed) {

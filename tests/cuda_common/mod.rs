@@ -215,3 +215,20 @@ impl Runtime for Host {
         Ok(())
     }
 }
+
+/// Runs the tests; all of them count as ignored where the kernels cannot be compiled.
+pub fn run(tests: &[(&str, fn())]) -> ! {
+    let args = libtest_mimic::Arguments::from_args();
+    let missing = library().err();
+    if let Some(why) = &missing {
+        println!("skipped: {why}");
+    }
+    let trial = |&(name, test): &(&str, fn())| {
+        let body = move || {
+            test();
+            Ok(())
+        };
+        libtest_mimic::Trial::test(name, body).with_ignored_flag(missing.is_some())
+    };
+    libtest_mimic::run(&args, tests.iter().map(trial).collect()).exit()
+}

@@ -16,7 +16,9 @@ mod shot;
 pub mod vector;
 mod window;
 
-use super::{Evaluation, Propagator, WavefieldVisitor, check_model, check_observed, check_wavefields};
+use super::{
+    Evaluation, Propagator, WavefieldVisitor, check_directions, check_model, check_observed, check_wavefields,
+};
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
 use born::{Born, Wavefield};
 use grid::{Buffer, Layout, kappa_rows};
@@ -301,14 +303,7 @@ impl<T: Real> Propagator for Cpu<T> {
     }
 
     fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>> {
-        super::same_length("directions", directions.len(), models.len())?;
-        if let Some(d) = directions.iter().find(|d| d.vp.dim() != self.survey.map_shape()) {
-            return Err(Error::Usage(format!(
-                "a direction of shape {:?} does not fit the map {:?}",
-                d.vp.dim(),
-                self.survey.map_shape()
-            )));
-        }
+        check_directions(&self.survey, directions, models.len())?;
         let ns = self.survey.sources.len();
         let setups = self.setups(models)?;
         let shots = self.pool.map(models.len() * ns, |job| {

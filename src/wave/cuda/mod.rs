@@ -29,7 +29,8 @@ pub mod runtime;
 
 use super::cpu::correlation_weights;
 use super::{
-    Evaluation, Fidelity, Precision, Propagator, WavefieldVisitor, check_model, check_wavefields, same_length,
+    Evaluation, Fidelity, Precision, Propagator, WavefieldVisitor, check_directions, check_model, check_wavefields,
+    same_length,
 };
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
 use evaluate::{Coded, Summed, Target};
@@ -319,11 +320,7 @@ impl Propagator for Cuda {
     }
 
     fn born(&self, models: &[Model], directions: &[Model]) -> Result<Vec<Gather>> {
-        same_length("directions", directions.len(), models.len())?;
-        if let Some(d) = directions.iter().find(|d| d.vp.dim() != self.plan.survey.map_shape()) {
-            let (found, wanted) = (d.vp.dim(), self.plan.survey.map_shape());
-            return Err(Error::Usage(format!("a direction of shape {found:?} does not fit the map {wanted:?}")));
-        }
+        check_directions(&self.plan.survey, directions, models.len())?;
         self.check(models)?;
         self.gathers(models.len(), |lane, m, shots| {
             let staged = self.shots(&models[m.clone()], shots);
