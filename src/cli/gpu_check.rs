@@ -55,7 +55,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     drop(first);
     for &kind in kinds {
         for precision in [Precision::F64, Precision::F32] {
-            correctness(&args, &survey, kind, precision, &mut verdict)?;
+            let kernels = if kind == Kind::Cluster { "clusters" } else { "a launch a step" };
+            tell(format_args!("{kernels}, {}:", if precision == Precision::F64 { "f64" } else { "f32" }))?;
+            let make = |options: CudaOptions, lanes| -> Result<Box<dyn Propagator>> {
+                Ok(Box::new(cuda(&args, &survey, &CudaOptions { kind: Some(kind), ..options }, lanes)?))
+            };
+            correctness(&make, &survey, precision, &mut verdict)?;
         }
     }
     tell(format_args!("correctness: {} comparisons, {} failed", verdict.done, verdict.failed))?;
@@ -104,15 +109,13 @@ fn difference_of_models(p: Precision, a: &Model, b: &Model) -> f64 {
     difference(p, a.to_vec().iter(), b.to_vec().iter())
 }
 
-fn correctness(args: &Args, survey: &Survey, kind: Kind, precision: Precision, verdict: &mut Verdict) -> Result<()> {
-    let (word, limit) = match precision {
-        Precision::F64 => ("f64", 1e-12),
-        Precision::F32 => ("f32", 1e-5),
-    };
-    let kernels = if kind == Kind::Cluster { "clusters" } else { "a launch a step" };
-    tell(format_args!("{kernels}, {word}:"))?;
-    let exact = |fidelity| CudaOptions { precision, fidelity: Some(fidelity), kind: Some(kind), ..Default::default() };
-    let gpu = cuda(args, survey, &exact(Fidelity::Exact), 1)?;
+/// Makes the propagator under test: how, and with how many lanes.
+type Make<'a> = dyn Fn(CudaOptions, usize) -> Result<Box<dyn Propagator>> + 'a;
+
+fn correctness(make: &Make, survey: &Survey, precision: Precision, verdict: &mut Verdict) -> Result<()> {
+    let limit = if precision == Precision::F64 { 1e-12 } else { 1e-5 };
+    let options = |fidelity| CudaOptions { precision, fidelity: Some(fidelity), ..Default::default() };
+    let gpu = make(options(Fidelity::Exact), 1)?;
     // in its own precision: f32 rounds differently from f64 by 1e-5 of the data and more
     let oracle = CpuOptions { precision, fidelity: Some(Fidelity::Exact), ..CpuOptions::default() };
     let reference = build(survey.clone(), &oracle)?;
@@ -138,11 +141,11 @@ fn correctness(args: &Args, survey: &Survey, kind: Kind, precision: Precision, v
         });
         verdict.line(&format!("gradient of {name} against the CPU"), error.fold(0.0, f64::max), limit)?;
     }
-    let dot = dot_test(&gpu, DataVector::Residual, 0)?;
+    let dot = dot_test(&*gpu, DataVector::Residual, 0)?;
     verdict.line("dot product <J x, y> = <x, J' y>", dot.relative(), limit)?;
-    verdict.line("wavefields against the CPU", wavefields(precision, &gpu, &*reference, &models[0])?, limit)?;
+    verdict.line("wavefields against the CPU", wavefields(precision, &*gpu, &*reference, &models[0])?, limit)?;
     drop(gpu);
-    let fast = cuda(args, survey, &exact(Fidelity::Fast), 2)?;
+    let fast = make(options(Fidelity::Fast), 2)?;
     let wanted = reference.misfit_and_gradient(&models, &observed, &L2)?;
     let got = fast.misfit_and_gradient(&models, &observed, &L2)?;
     let error = |got: &[fwi::wave::Evaluation]| {
@@ -156,7 +159,7 @@ fn correctness(args: &Args, survey: &Survey, kind: Kind, precision: Precision, v
     let same = alone[0].gradient == got[1].gradient && alone[0].value == got[1].value;
     verdict.line("bits that depend on the batch", f64::from(u8::from(!same)), 0.0)?;
     if precision == Precision::F32 {
-        let half = cuda(args, survey, &CudaOptions { history: History::Half, ..exact(Fidelity::Fast) }, 1)?;
+        let half = make(CudaOptions { history: History::Half, ..options(Fidelity::Fast) }, 1)?;
         let got = half.misfit_and_gradient(&models, &observed, &L2)?;
         verdict.line("gradient with a history in half precision", error(&got), 1e-3)?;
     }
@@ -261,4 +264,31 @@ fn rate(threads: usize, models: usize, time: Duration, work: impl Fn() -> Result
     });
     let done: usize = counts.into_iter().sum::<Result<usize>>()?;
     Ok(done as f64 / since.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The CPU in the place of a GPU, in f32 whatever is asked for if `coarse`.
+    fn judge(precision: Precision, coarse: bool) -> Verdict {
+        let survey =
+            Survey { nt: 60, sponge: 12, sources: Survey::openfwi().sources[..2].to_vec(), ..Survey::openfwi() };
+        let make = |options: CudaOptions, _| {
+            let precision = if coarse { Precision::F32 } else { options.precision };
+            build(survey.clone(), &CpuOptions { precision, fidelity: options.fidelity, ..CpuOptions::default() })
+        };
+        let mut verdict = Verdict { done: 0, failed: 0 };
+        correctness(&make, &survey, precision, &mut verdict).unwrap();
+        verdict
+    }
+
+    #[test]
+    fn a_right_propagator_passes_and_a_wrong_one_does_not() {
+        let (double, single) = (judge(Precision::F64, false), judge(Precision::F32, false));
+        assert_eq!((double.done, double.failed), (11, 0));
+        assert_eq!((single.done, single.failed), (13, 0));
+        // all but the bits
+        assert_eq!(judge(Precision::F64, true).failed, 10);
+    }
 }
