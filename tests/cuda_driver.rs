@@ -280,10 +280,15 @@ fn every_command_computes_without_a_usable_gpu() {
             assert_eq!((code, said.lines().count()), (7, 1), "{setting}: {said}");
         }
     }
-    // a GPU that takes work and is lost over it
-    for (i, (code, said)) in commands(folder.path(), "memory=85899345920,sync=719", "").into_iter().enumerate() {
-        let check = i == 1; // it is about the device, so nothing steps in
-        assert_eq!(code, if check { 7 } else { 0 }, "{said}");
-        assert!(said.contains("is lost") && (check || said.contains("its work goes to the fallback")), "{said}");
+    // one that is lost over its first work, and one that does not do it (as the stand-in, which has no chip)
+    for (setting, why) in
+        [("memory=85899345920,sync=719", "is lost"), ("memory=85899345920", "computes wrong gradients")]
+    {
+        for (code, said) in commands(folder.path(), setting, "--backend auto") {
+            assert!(code == 0 && said.contains(why), "{setting}: {said}");
+        }
+        for (code, said) in commands(folder.path(), setting, "--backend cuda") {
+            assert!((code, said.lines().count()) == (7, 1) && said.contains(why), "{setting}: {said}");
+        }
     }
 }
