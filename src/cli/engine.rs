@@ -4,8 +4,8 @@ use super::note;
 use super::options::{available_memory, parse_size, parse_threads};
 use clap::{Args, ValueEnum};
 use fwi::misfit::L2;
-use fwi::wave::cuda::driver::{Driver, devices};
-use fwi::wave::cuda::{Cuda, CudaOptions, History, Runtime};
+use fwi::wave::cuda::driver::devices;
+use fwi::wave::cuda::{Cuda, CudaOptions, History};
 use fwi::wave::{CpuOptions, Dispatch, Evaluation, Fidelity, Precision, Propagator, build};
 use fwi::{Error, Model, Observed, Result, Survey};
 use ndarray::Array2;
@@ -145,13 +145,13 @@ impl Engine {
 
     /// A GPU's propagator, which takes an n-th of the device's memory.
     fn gpu(&self, number: usize, survey: Survey, batch: Option<usize>, lanes: usize, parts: u64) -> Result<Cuda> {
-        let free = Driver::open(number)?.free_bytes()?;
         let options = CudaOptions {
             precision: self.precision(),
             fidelity: self.fidelity(),
             history: if self.gpu_history == HistoryArg::F16 { History::Half } else { History::Full },
             batch,
-            max_bytes: Some(self.gpu_memory.unwrap_or(free / 10 * 9) / parts.max(1)),
+            max_bytes: self.gpu_memory,
+            parts,
             ..CudaOptions::default()
         };
         let gpu = Cuda::open(survey, &options, number, lanes)?;

@@ -40,7 +40,7 @@ type Launches = Vec<(String, Vec<u8>)>;
 
 /// A device of the host.
 pub struct Host {
-    library: Arc<Library>,
+    kernels: Arc<Library>,
     order: Order,
     limits: Limits,
     memory: u64,
@@ -79,10 +79,10 @@ fn build() -> std::result::Result<Arc<Library>, String> {
 
 impl Host {
     /// A device with `memory` bytes; `clusters` tells whether it has them.
-    pub fn new(library: Arc<Library>, order: Order, clusters: bool, memory: u64) -> Self {
+    pub fn new(kernels: Arc<Library>, order: Order, clusters: bool, memory: u64) -> Self {
         let limits = Limits { name: "host (cuda:0)".into(), multiprocessors: 2, shared_bytes: 227 << 10, clusters };
         Self {
-            library,
+            kernels,
             order,
             limits,
             memory,
@@ -98,7 +98,7 @@ impl Host {
     pub fn params_size(&self) -> usize {
         // SAFETY: declared so in shim.cpp
         unsafe {
-            let f = self.library.get::<extern "C" fn() -> std::ffi::c_ulong>(b"shim_params_size").unwrap();
+            let f = self.kernels.get::<extern "C" fn() -> std::ffi::c_ulong>(b"shim_params_size").unwrap();
             f() as usize
         }
     }
@@ -191,8 +191,8 @@ impl Runtime for Host {
         // SAFETY: the shim checks the launch; the kernels are what is tested
         let rc = unsafe {
             let function =
-                self.library.get::<*mut c_void>(kernel.as_bytes()).unwrap_or_else(|e| panic!("{kernel}: {e}"));
-            let run = self.library.get::<LaunchFn>(b"shim_launch").unwrap();
+                self.kernels.get::<*mut c_void>(kernel.as_bytes()).unwrap_or_else(|e| panic!("{kernel}: {e}"));
+            let run = self.kernels.get::<LaunchFn>(b"shim_launch").unwrap();
             let p = params.as_ptr().cast();
             run(*function, launch.blocks, launch.threads, launch.cluster, launch.shared, p, order, seed)
         };

@@ -1,7 +1,7 @@
 //! Device memory and kernel sequences of one stream: what turns a batch of models into data and gradients.
 
 use super::gathers::Gathers;
-use super::params::{Address, BIN, BLOCK, CLUSTER, Params, STEP_ROWS, STEP_THREADS, WINDOW};
+use super::params::{Address, BIN, BLOCK, CLUSTER, Params, STEP_THREADS, WINDOW};
 use super::plan::{Kind, Plan};
 use super::runtime::{Launch, Runtime};
 use crate::{Gather, Model, Position, Result};
@@ -345,13 +345,5 @@ impl Lane {
     fn launch(&self, kernel: &str, blocks: usize, threads: u32, shared: usize, p: &Params) -> Result<()> {
         let launch = Launch { blocks: blocks as u32, threads, cluster: 1, shared };
         self.runtime.launch(kernel, launch, bytemuck::bytes_of(p))
-    }
-}
-
-impl Plan {
-    /// Threads of the one-launch-a-step kernels that a shot takes.
-    pub(super) fn items_a_shot(&self) -> usize {
-        let items = self.cols.div_ceil(self.vector()) * self.rows.div_ceil(STEP_ROWS);
-        items.next_multiple_of(self.small_block(STEP_THREADS) as usize)
     }
 }

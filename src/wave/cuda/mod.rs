@@ -58,6 +58,8 @@ pub struct CudaOptions {
     pub batch: Option<usize>,
     /// Most device memory to take, bytes; `None` takes most of what is free.
     pub max_bytes: Option<u64>,
+    /// Propagators that share the device's memory, this one included.
+    pub parts: u64,
     /// Most threads a block.
     pub max_block: u32,
 }
@@ -71,6 +73,7 @@ impl Default for CudaOptions {
             kind: None,
             batch: None,
             max_bytes: None,
+            parts: 1,
             max_block: 1024,
         }
     }
@@ -127,7 +130,8 @@ impl Cuda {
             Plan::new(survey, options.precision, options.history, options.kind, options.max_block.max(1), &limits)?;
         let free = first.free_bytes()?;
         // some room is left for kernels, graphs and other users of the device
-        let memory = options.max_bytes.unwrap_or(u64::MAX).min(free / 10 * 9) / runtimes.len() as u64;
+        let all = options.max_bytes.unwrap_or(u64::MAX).min(free / 10 * 9);
+        let memory = all / options.parts.max(1) / runtimes.len() as u64;
         let fit = (memory / plan.shot_bytes(sparse.count) as u64) as usize;
         if fit == 0 {
             return Err(Error::Memory(format!(

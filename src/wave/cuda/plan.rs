@@ -1,7 +1,7 @@
 //! Sizes: how the padded grid lies in a device's memory, which kernels fit it, and what a shot takes.
 
 use super::lane::KEPT;
-use super::params::{BIN, BLOCK, CLUSTER, Params, WINDOW};
+use super::params::{BIN, BLOCK, CLUSTER, Params, STEP_ROWS, STEP_THREADS, WINDOW};
 use super::runtime::{Launch, Limits};
 use crate::wave::Precision;
 use crate::{Error, Result, Survey};
@@ -152,6 +152,12 @@ impl Plan {
     /// `threads`, or fewer where a smaller grid needs no more.
     pub fn small_block(&self, threads: u32) -> u32 {
         threads.min(self.max_block)
+    }
+
+    /// Threads of the one-launch-a-step kernels that a shot takes, in whole blocks.
+    pub fn items_a_shot(&self) -> usize {
+        let items = self.cols.div_ceil(self.vector()) * self.rows.div_ceil(STEP_ROWS);
+        items.next_multiple_of(self.small_block(STEP_THREADS) as usize)
     }
 
     /// Bytes of dynamic shared memory of a block of the cluster kernels.
