@@ -44,6 +44,16 @@ DEVICE void cluster_sync() {
     __cluster_barrier_wait();
 }
 
+// Reads the block's receivers off the field of step m. `own` is the cell of the thread's first receiver or -1: the only one
+// on all usual acquisitions.
+template <class T> DEVICE void record_block(const Params &P, int s, int m, const Local<T> &field, int end, int own) {
+    if (own >= 0) record(P, s, m, threadIdx.x, field.base[own]);
+    for (int r = threadIdx.x + blockDim.x; r < P.receivers; r += blockDim.x) {
+        const int z = P.receiver[2 * r];
+        if (z >= field.first && z < end) record(P, s, m, r, field.row(z)[P.receiver[2 * r + 1]]);
+    }
+}
+
 template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const Params &P, char *memory) {
     const int rank = __clusterRelativeBlockRank(), s = blockIdx.x / CLUSTER, model = s / P.shots;
     const int tid = threadIdx.x, threads = blockDim.x, W = Vec<T>::W;
@@ -75,7 +85,6 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
     shot.history = (H *)P.history + (i64)s * P.levels * P.rows * P.hstride;
     shot.sums = sums - first * P.hstride;
 
-    // the first receiver of a thread is the only one on all usual acquisitions
     const int my_row = tid < P.receivers ? P.receiver[2 * tid] : -1;
     const int my_cell = my_row >= first && my_row < end ? (my_row - first + 2) * P.stride + W + P.receiver[2 * tid + 1] : -1;
     const int nq = (P.cols + W - 1) / W, bands = (P.rows + BLOCK - 1) / BLOCK;
@@ -102,13 +111,7 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
         }
         T *now = fields + (m % 2 == 0 ? field_len : 0), *next = fields + (m % 2 == 0 ? 0 : field_len);
         const Local<T> field = {now, P.stride, first}, out = {next, P.stride, first};
-        if (!ADJOINT && m > 0) {
-            if (my_cell >= 0) record(P, s, m - 1, tid, now[my_cell]);
-            for (int r = tid + threads; r < P.receivers; r += threads) {
-                const int z = P.receiver[2 * r];
-                if (z >= first && z < end) record(P, s, m - 1, r, field.row(z)[P.receiver[2 * r + 1]]);
-            }
-        }
+        if (!ADJOINT && m > 0) record_block(P, s, m - 1, field, end, my_cell);
         const Neighbours<T> share = {next, rank, first, end, P.rows, P.stride};
         StepOf<T> step;
         step.level = bin.level[m % BIN];
@@ -130,13 +133,8 @@ template <class T, class H, int R, bool ADJOINT> DEVICE void cluster_shot(const 
     }
 
     if (!ADJOINT) {
-        T *last = fields + ((P.nt - 1) % 2 == 0 ? 0 : field_len);
-        if (my_cell >= 0) record(P, s, P.nt - 1, tid, last[my_cell]);
-        for (int r = tid + threads; r < P.receivers; r += threads) {
-            const int z = P.receiver[2 * r];
-            const Local<T> field = {last, P.stride, first};
-            if (z >= first && z < end) record(P, s, P.nt - 1, r, field.row(z)[P.receiver[2 * r + 1]]);
-        }
+        const Local<T> last = {fields + ((P.nt - 1) % 2 == 0 ? 0 : field_len), P.stride, first};
+        record_block(P, s, P.nt - 1, last, end, my_cell);
         return;
     }
     if (P.sums_shared)
