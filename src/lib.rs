@@ -15,10 +15,12 @@ pub mod misfit;
 pub mod model;
 pub mod plot;
 pub mod survey;
+pub mod synth;
 pub mod verify;
 pub mod wave;
 
 pub use error::{Error, Result};
+pub use family::Family;
 pub use gather::{Gather, Mask, Observed};
 pub use misfit::Misfit;
 pub use model::Model;

@@ -1,4 +1,8 @@
-//! What the data alone tell about the family of the map.
+//! The families of maps, and what the data alone tell about the family of a map.
+
+mod names;
+
+pub use names::Family;
 
 use crate::{Observed, Survey};
 use ndarray::s;
