@@ -16,11 +16,11 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// A fault that crosses the map, with a dip of 35 to 90 degrees and a slip of 4 to 16 cells.
+    /// A fault that crosses the map, with a dip of 35 to 90 degrees and a slip of 4 to 13 cells.
     pub fn draw(rng: &mut StdRng) -> Self {
         let dip = rng.random_range(35f64..90.0).to_radians();
         let lean = if chance(rng, 0.5) { 1.0 } else { -1.0 };
-        let slip = rng.random_range(4.0..16.0) * if chance(rng, 0.5) { 1.0 } else { -1.0 };
+        let slip = rng.random_range(4.0..13.0) * if chance(rng, 0.5) { 1.0 } else { -1.0 };
         Self {
             through: (rng.random_range(6.0..64.0), rng.random_range(15.0..55.0)),
             along: (lean * dip.cos(), dip.sin()),

@@ -2,7 +2,7 @@
 //!
 //! Measured on real maps: the layers of a map are equally thick within a cell or two, the first one between half and
 //! one and a half of that; velocities of A families grow with depth. Fault families of kind A hold interpolated values
-//! at their contacts, as a finer map blurred with a Gaussian of 0.37 cells does; all other layered maps hold integers.
+//! at their contacts, as a finer map blurred with a Gaussian of 0.42 cells does; all other layered maps hold integers.
 
 use super::curve::Curve;
 use super::fault::Fault;
@@ -13,7 +13,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 /// Standard deviation of the blur over contacts of the fault families of kind A, cells.
-const BLUR: f64 = 0.37;
+const BLUR: f64 = 0.42;
 /// Samples a cell along each axis of the finer map.
 const FINE: usize = 4;
 /// Smallest step between neighbouring layers, m/s.
@@ -21,8 +21,8 @@ const STEP: f64 = 5.0;
 
 /// What makes a layered family.
 struct Kind {
-    /// Layers to a map's height: how many layer thicknesses 70 cells hold.
-    layers: (usize, usize),
+    /// How deep its interfaces lie.
+    layers: Layers,
     /// Whether velocity grows with depth; a probability.
     monotone: f64,
     /// Fewest and most faults.
@@ -31,14 +31,44 @@ struct Kind {
     blurred: bool,
 }
 
+/// How the interfaces of a family divide the depth.
+#[derive(Clone, Copy)]
+enum Layers {
+    /// Layers of equal thickness down to the bottom, of which 70 cells hold so many, from fewest to most.
+    Throughout(usize, usize),
+    /// Four or five layers, the inner ones 11 to 15 cells thick; the last one takes what is left.
+    Few,
+}
+
+impl Layers {
+    /// Mean depths of the interfaces, cells; `reach` further down than the map, where interfaces may be lifted into it.
+    fn depths(self, reach: f64, rng: &mut StdRng) -> Vec<f64> {
+        let (first, thickness, most) = match self {
+            Self::Throughout(fewest, most) => {
+                let thickness = 70.0 / rng.random_range(fewest..=most) as f64 + rng.random_range(-1.0..0.5);
+                (thickness * rng.random_range(0.5..1.5), thickness, usize::MAX)
+            }
+            Self::Few => {
+                let interfaces = if chance(rng, 0.65) { 4 } else { 3 };
+                (rng.random_range(11.0..20.0), rng.random_range(11.0..15.0), interfaces)
+            }
+        };
+        let mut depths = vec![first];
+        while depths.len() < most && depths[depths.len() - 1] + thickness < 70.0 + reach {
+            depths.push(depths[depths.len() - 1] + thickness + rng.random_range(-1.4..1.4));
+        }
+        depths
+    }
+}
+
 impl Kind {
     fn of(family: Family) -> Self {
         let kind = |layers, monotone, faults, blurred| Self { layers, monotone, faults, blurred };
         match family {
-            Family::FlatVelA | Family::CurveVelA => kind((3, 7), 1.0, (0, 0), false),
-            Family::FlatVelB | Family::CurveVelB => kind((3, 7), 0.0, (0, 0), false),
-            Family::FlatFaultA | Family::CurveFaultA => kind((3, 5), 1.0, (1, 2), true),
-            _ => kind((3, 7), 0.5, (1, 3), false),
+            Family::FlatVelA | Family::CurveVelA => kind(Layers::Throughout(3, 7), 1.0, (0, 0), false),
+            Family::FlatVelB | Family::CurveVelB => kind(Layers::Throughout(3, 7), 0.0, (0, 0), false),
+            Family::FlatFaultA | Family::CurveFaultA => kind(Layers::Few, 1.0, (1, 2), true),
+            _ => kind(Layers::Throughout(3, 7), 0.5, (1, 3), false),
         }
     }
 }
@@ -77,13 +107,7 @@ pub fn draw(family: Family, rng: &mut StdRng) -> Array2<f32> {
 impl Ground {
     fn draw(family: Family, kind: &Kind, rng: &mut StdRng) -> Self {
         let (shape, wobble) = shape(family, rng);
-        let count = rng.random_range(kind.layers.0..=kind.layers.1);
-        let thickness = 70.0 / count as f64 + rng.random_range(-1.0..0.5);
-        let mut depths = vec![thickness * rng.random_range(0.5..1.5)];
-        // interfaces may be lifted into the map by a curve or a fault
-        while depths[depths.len() - 1] + thickness < 70.0 + if wobble { 16.0 } else { 0.0 } {
-            depths.push(depths[depths.len() - 1] + thickness + rng.random_range(-1.4..1.4));
-        }
+        let mut depths = kind.layers.depths(if wobble { 16.0 } else { 0.0 }, rng);
         if !wobble {
             depths.iter_mut().for_each(|d| *d = d.round() - 0.5);
         }
@@ -91,9 +115,13 @@ impl Ground {
             (0..rng.random_range(kind.faults.0..=kind.faults.1)).map(|_| Fault::draw(rng)).collect();
         let monotone = chance(rng, kind.monotone);
         let visible = depths.iter().filter(|d| **d < 69.5).count() + 1;
-        let first = velocities(depths.len() + 1, visible, monotone, rng);
+        // flat maps end slower than a sorted uniform draw does
+        let slow = matches!(family, Family::FlatVelA) && chance(rng, 0.4);
+        let top = if slow { rng.random_range(2500.0..RANGE.1) } else { RANGE.1 };
+        let even = kind.blurred && chance(rng, 0.5);
+        let first = velocities(depths.len() + 1, visible, monotone, even, top, rng);
         let apart = matches!(family, Family::FlatFaultB | Family::CurveFaultB) && chance(rng, 0.5);
-        let second = apart.then(|| velocities(depths.len() + 1, visible, monotone, rng));
+        let second = apart.then(|| velocities(depths.len() + 1, visible, monotone, false, RANGE.1, rng));
         let own = depths.iter().map(|_| if wobble { small(rng) } else { Curve::Tilted(0.0) }).collect();
         Self { depths, shape, own, faults, velocities: std::iter::once(first).chain(second).collect() }
     }
@@ -115,7 +143,9 @@ impl Ground {
             self.at(coordinate(x), coordinate(z)) as f32
         });
         let smooth = super::texture::blur(&fine, BLUR * FINE as f64);
-        Array2::from_shape_fn(SHAPE, |(z, x)| smooth[[z * FINE + FINE / 2, x * FINE + FINE / 2]])
+        // away from contacts the integers come back exactly
+        let exact = |v: f32| if (v - v.round()).abs() < 5e-4 { v.round() } else { v };
+        Array2::from_shape_fn(SHAPE, |(z, x)| exact(smooth[[z * FINE + FINE / 2, x * FINE + FINE / 2]]))
     }
 }
 
@@ -143,14 +173,18 @@ fn small(rng: &mut StdRng) -> Curve {
     Curve::draw_anywhere(rng, amplitude)
 }
 
-/// Integer velocities of `n` layers, of which the first `visible` spread over the range; neighbours differ.
-fn velocities(n: usize, visible: usize, monotone: bool, rng: &mut StdRng) -> Vec<f64> {
+/// Integer velocities of `n` layers, of which the first `visible` spread up to `top`; neighbours differ. Where they grow,
+/// `even` draws each from a band of its own.
+fn velocities(n: usize, visible: usize, monotone: bool, even: bool, top: f64, rng: &mut StdRng) -> Vec<f64> {
     let (low, high) = RANGE;
     loop {
         let mut v: Vec<f64> = if monotone {
-            // real maps start a little slower and end a little slower than a sorted uniform draw does
-            let top = if chance(rng, 0.6) { high } else { rng.random_range(2500.0..high) };
-            let mut v: Vec<f64> = (0..visible).map(|_| rng.random_range(low..top).round()).collect();
+            let band = (top - low) / visible as f64;
+            let one = |i: usize, rng: &mut StdRng| match even {
+                true => low + band * (i as f64 + rng.random::<f64>()),
+                false => rng.random_range(low..top),
+            };
+            let mut v: Vec<f64> = (0..visible).map(|i| one(i, rng).round()).collect();
             v.sort_by(f64::total_cmp);
             while v.len() < n {
                 let last = v[v.len() - 1];

@@ -1,0 +1,1 @@
+"""Training recipe of fwi's learned priors: gather in, velocity map out."""

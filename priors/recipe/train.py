@@ -1,0 +1,189 @@
+"""Trains a prior: `python -m recipe.train configs/bundled.toml`.
+
+Weights and activations are bfloat16, the optimisers hold f32 copies. Matrices are trained by Muon (Jordan et al., 2024),
+all else by AdamW. The loss is the mean absolute error of the map, with the Laplace likelihood of that error (which
+trains the predicted error) and the cross-entropy of the family at small weights. A run that was stopped goes on from its
+checkpoint when it is started again.
+"""
+
+import argparse
+import copy
+import math
+import os
+import time
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from .data import Pool, read_hdf5
+from .evaluate import evaluate, table
+from .model import Prior, Shape
+
+
+class Master:
+    """An f32 copy of a bfloat16 network, and the optimisers that move it."""
+
+    def __init__(self, model, config):
+        self.model = model
+        self.copies = {name: p.detach().float().clone() for name, p in model.named_parameters()}
+        matrices = [n for n, p in model.named_parameters() if p.ndim == 2 and n.split(".")[0] in ("embed", "blocks", "columns")]
+        others = [n for n in self.copies if n not in matrices]
+        pick = lambda names: [self.copies[n] for n in names]
+        self.muon = torch.optim.Muon(
+            pick(matrices), lr=config["muon_lr"], weight_decay=config["weight_decay"], adjust_lr_fn="match_rms_adamw"
+        )
+        self.adam = torch.optim.AdamW(pick(others), lr=config["adam_lr"], betas=(0.9, 0.98), weight_decay=0.0)
+        self.rates = [(self.muon, config["muon_lr"]), (self.adam, config["adam_lr"])]
+        self.average = {n: p.clone() for n, p in self.copies.items()}
+
+    def step(self, factor, decay):
+        parameters = dict(self.model.named_parameters())
+        for name, p in parameters.items():
+            self.copies[name].grad = p.grad.float()
+        torch.nn.utils.clip_grad_norm_(list(self.copies.values()), 1.0)
+        for optimiser, rate in self.rates:
+            optimiser.param_groups[0]["lr"] = rate * factor
+            optimiser.step()
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(self.copies[name])
+                p.grad = None
+                self.average[name].lerp_(self.copies[name], 1.0 - decay)
+
+    def averaged(self):
+        """The network with the moving average of the weights, f32."""
+        model = copy.deepcopy(self.model).float()
+        model.load_state_dict({**model.state_dict(), **self.average})
+        return model
+
+    def state(self):
+        return {"copies": self.copies, "average": self.average, "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load(self, state):
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                self.copies[name].copy_(state["copies"][name])
+                self.average[name].copy_(state["average"][name])
+                p.copy_(self.copies[name])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+
+
+def half(model):
+    """Weights in bfloat16; the statistics that standardise the inputs stay f32."""
+    mean, scale = model.mean, model.scale
+    model.to(torch.bfloat16)
+    model.mean, model.scale = mean, scale
+    return model
+
+
+def loss_of(outputs, velocity, family, pool):
+    """The loss and the mean absolute error of a batch, m/s; `pool` > 1 compares averages of so many cells squared."""
+    predicted, error, logits = outputs
+    if pool > 1:
+        predicted, error, velocity = (F.avg_pool2d(a, pool) for a in (predicted, error, velocity))
+    residual = (predicted - velocity).abs()
+    spread = error.clamp(min=1.0) / 1000.0
+    likelihood = (residual.detach() / 1000.0 / spread + spread.log()).mean()
+    known = family >= 0
+    named = F.cross_entropy(logits[known], family[known]) if known.any() else logits.sum() * 0.0
+    mae = residual.mean()
+    return mae / 100.0 + 0.05 * likelihood + 0.05 * named, mae.item()
+
+
+def schedule(progress, warm=0.02, hold=0.35):
+    """Share of the full learning rate: a short rise, a plateau, a cosine down."""
+    if progress < warm:
+        return progress / warm + 1e-3
+    if progress < hold:
+        return 1.0
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - hold) / (1.0 - hold))))
+
+
+def save(path, content):
+    torch.save(content, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def train(config, read=read_hdf5):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(config["seed"])
+    out = Path(config["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    shape = Shape(**config["shape"])
+    pool = Pool(config["data"], shape.every, config["seed"], read)
+    held_out = [read(path, shape.every) for path in config["held_out"]]
+    model = Prior(shape)
+    model.standardise(pool.batch(min(512, len(pool)))[0])
+    model = half(model).to(device)
+    master = Master(model, config)
+    state = {"samples": 0, "seconds": 0.0, "steps": 0}
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device)
+        master.load(saved["master"])
+        model.mean.copy_(saved["mean"])
+        model.scale.copy_(saved["scale"])
+        state = saved["state"]
+        pool.random.manual_seed(config["seed"] + state["steps"])
+        print(f"going on after {state['samples']} samples", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million weights, {len(pool)} samples, {device}", flush=True)
+
+    def progress():
+        budget = config.get("minutes")
+        return state["seconds"] / 60 / budget if budget else state["samples"] / config["samples"]
+
+    def keep():
+        content = {"master": master.state(), "mean": model.mean, "scale": model.scale, "state": state, "shape": asdict(shape)}
+        save(checkpoint, content)
+
+    began, told, maes = time.time(), time.time(), []
+    while progress() < 1.0:
+        tokens, velocity, family = (a.to(device) for a in pool.batch(config["batch"]))
+        inputs = (a.to(torch.bfloat16) for a in model.inputs(tokens))
+        small = config["coarse_until"] > progress()
+        loss, mae = loss_of(model.body(*inputs), velocity, family, 2 if small else 1)
+        if not math.isfinite(loss.item()):
+            raise SystemExit("the loss is not finite; lower the learning rates and start from the checkpoint")
+        loss.backward()
+        master.step(schedule(progress()), min(config["average"], 1.0 - 1.0 / (state["steps"] + 2)))
+        now = time.time()
+        state["steps"] += 1
+        state["samples"] += config["batch"]
+        state["seconds"] += now - began
+        began = now
+        maes.append(mae)
+        if now - told > config["tell_every"]:
+            rate = len(maes) * config["batch"] / (now - told)
+            print(f"{100 * progress():5.1f}%  {state['samples']:8d} samples  {rate:5.1f}/s  MAE {sum(maes) / len(maes):6.1f}", flush=True)
+            told, maes = now, []
+            pool.refresh()
+        if state["steps"] % config["check_every"] == 0:
+            keep()
+            print(table(evaluate(master.averaged(), held_out)), flush=True)
+            began = time.time()
+    keep()
+    averaged = master.averaged()
+    save(out / "model.pt", {"weights": averaged.state_dict(), "shape": asdict(shape), "state": state})
+    print(table(evaluate(averaged, held_out)), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--threads", type=int, help="CPU threads [default: all cores]")
+    parser.add_argument("--samples", type=int, help="train on this many samples in place of the configuration's")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = tomllib.loads(args.config.read_text())
+    if args.samples:
+        config["samples"] = args.samples
+    train(config)
+
+
+if __name__ == "__main__":
+    main()
