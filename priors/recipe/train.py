@@ -29,7 +29,8 @@ class Master:
     def __init__(self, model, config):
         self.model = model
         self.copies = {name: p.detach().float().clone() for name, p in model.named_parameters()}
-        matrices = [n for n, p in model.named_parameters() if p.ndim == 2 and n.split(".")[0] in ("embed", "blocks", "columns")]
+        linear = lambda name: name.endswith(".weight") and name.split(".")[0] in ("embed", "blocks", "columns")
+        matrices = [name for name, p in model.named_parameters() if linear(name) and p.ndim == 2]
         others = [n for n in self.copies if n not in matrices]
         pick = lambda names: [self.copies[n] for n in names]
         self.muon = torch.optim.Muon(
