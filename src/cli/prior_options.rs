@@ -104,9 +104,9 @@ fn no_prior() -> Error {
     Error::Usage("this binary holds no prior; name an ONNX file with --prior".into())
 }
 
-/// The bytes that a prior's process may take, and a prior in this one: `--max-memory`, or half of what is free.
+/// The bytes that a prior may take, and its process: `--max-memory`, or half of what is free, 8 GB at most.
 pub fn memory_limit(max_memory: Option<u64>) -> u64 {
-    max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| free / 2))
+    max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| (free / 2).min(8 << 30)))
 }
 
 /// A prior that is ready.

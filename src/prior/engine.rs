@@ -34,9 +34,16 @@ pub(super) fn load(graph: &Graph, layout: &Layout, runtime: &Runtime, threads: u
     })
 }
 
-/// Runs what a runtime does with the network; its errors and panics become an [`Error::Input`] about the file.
+/// Runs what a runtime does with the network; its errors and panics become an [`Error::Input`] about the file, or an
+/// [`Error::Memory`].
 fn attempt<T>(path: &Path, what: &str, call: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
-    guarded(call).map_err(|e| Error::input(path, format!("{what}: {}", one_line(&e))))
+    guarded(call).map_err(|e| {
+        let problem = format!("{what}: {}", one_line(&e));
+        match problem.contains("alloc") {
+            true => Error::Memory(format!("{}: {problem}; raise --max-memory, or it is broken", path.display())),
+            false => Error::input(path, problem),
+        }
+    })
 }
 
 struct Tract {

@@ -144,7 +144,7 @@ impl Layout {
 
     /// How it is read, in words.
     pub fn describe(&self) -> String {
-        let step = if self.every > 1 { format!(", every {}th sample", self.every) } else { String::new() };
+        let step = if self.every > 1 { format!(", one sample of {}", self.every) } else { String::new() };
         let units = match &self.velocity {
             Reading::Known { output, scale, offset } => {
                 let known = READINGS.iter().find(|r| (r.0, r.1) == (*scale, *offset));

@@ -31,6 +31,7 @@ pub use worker::{Isolated, WorkerLimits};
 
 use crate::{Error, Family, Observed, Result};
 use ndarray::Array2;
+use std::sync::Arc;
 
 /// What a prior says about one gather.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,6 +59,20 @@ pub trait Prior: Send + Sync {
 
     /// Bytes that it holds in this process, about.
     fn bytes(&self) -> u64;
+}
+
+impl<P: Prior + ?Sized> Prior for Arc<P> {
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+
+    fn predict(&self, gathers: &[Observed]) -> Result<Vec<Prediction>> {
+        (**self).predict(gathers)
+    }
+
+    fn bytes(&self) -> u64 {
+        (**self).bytes()
+    }
 }
 
 /// Cells of the map and samples of the gather that priors know: OpenFWI's.

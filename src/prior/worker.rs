@@ -71,6 +71,7 @@ enum Failure {
     Usage(String),
     Input(PathBuf, String),
     Unreadable(PathBuf, Option<i32>, String),
+    Memory(String),
     Other(String),
 }
 
@@ -79,6 +80,11 @@ impl Failure {
         match e {
             Error::Usage(what) => Self::Usage(what),
             Error::Input { path, problem } => Self::Input(path, problem),
+            Error::Memory(what) => Self::Memory(what),
+            Error::Io { path, source, .. } if source.kind() == ErrorKind::OutOfMemory => Self::Memory(format!(
+                "{}: does not fit in the memory that the prior may take; raise --max-memory",
+                path.display()
+            )),
             Error::Io { path, source, .. } => Self::Unreadable(path, source.raw_os_error(), source.to_string()),
             other => Self::Other(other.to_string()),
         }
@@ -91,6 +97,7 @@ impl Failure {
             Self::Unreadable(path, code, text) => {
                 Error::io(path, "read", code.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error))
             }
+            Self::Memory(what) => Error::Memory(what),
             Self::Other(what) => Error::Numerical(what),
         }
     }
