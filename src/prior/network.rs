@@ -100,13 +100,18 @@ pub struct Network {
 }
 
 impl Network {
-    /// Reads, checks and loads the files. `threads` are ONNX Runtime's, 0 for one a core; tract takes one.
+    /// Reads, checks and loads the files, and tries the network on a gather. `threads` are ONNX Runtime's, 0 for one a core; tract takes one.
     ///
     /// Errors: [`Error::Io`], and [`Error::Input`] for anything that is no network from gathers to maps.
     pub fn open(source: &Source, runtime: &Runtime, threads: usize) -> Result<Self> {
         let manifest = source.manifest.as_deref().map(Manifest::read).transpose()?;
         let bytes = read_capped(&source.model, GraphLimits::default().max_file)?;
-        Self::load(&bytes, manifest, &source.model, runtime, threads)
+        let network = Self::load(&bytes, manifest, &source.model, runtime, threads)?;
+        if network.info.manifest.is_some() {
+            // what does not fit its manifest shows now, not at the first gather
+            network.predict(&[Layout::trial_gather()?])?;
+        }
+        Ok(network)
     }
 
     /// A network in memory; `path` is for messages, and its folder for external data.
