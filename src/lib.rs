@@ -14,6 +14,7 @@ pub mod io;
 pub mod misfit;
 pub mod model;
 pub mod plot;
+pub mod prior;
 pub mod survey;
 pub mod synth;
 pub mod verify;
@@ -24,6 +25,7 @@ pub use family::Family;
 pub use gather::{Gather, Mask, Observed};
 pub use misfit::Misfit;
 pub use model::Model;
+pub use prior::Prior;
 pub use survey::{Position, Survey};
 pub use wave::Propagator;
 

@@ -31,9 +31,9 @@ FAMILIES = (
 class Shape:
     """Size of a network; the defaults are those of the bundled prior."""
 
-    dim: int = 256
-    depth: int = 6
-    heads: int = 8
+    dim: int = 192
+    depth: int = 5
+    heads: int = 6
     channels: int = 16
     blocks: int = 1
     every: int = 8
@@ -44,23 +44,12 @@ def asinh(x):
     return torch.sign(x) * torch.log(x.abs() + torch.sqrt(x * x + 1.0))
 
 
-def neighbours(x, reach):
-    """Tokens (n, length, dim) of the columns from `reach` to the left to `reach` to the right; zero beyond the ends."""
-    length = x.shape[1]
-    padded = F.pad(x, (0, 0, reach, reach))
-    return [padded[:, k : k + length] for k in range(2 * reach + 1)]
-
-
 class Block(nn.Module):
-    """A depthwise convolution along the line, attention and a two-layer perceptron, the latter two behind a norm, each
-    beside a residual."""
-
-    REACH = 2
+    """Attention and a two-layer perceptron, each behind a norm and beside a residual."""
 
     def __init__(self, dim, heads):
         super().__init__()
         self.heads = heads
-        self.local = nn.Parameter(torch.zeros(2 * self.REACH + 1, dim))
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -71,7 +60,6 @@ class Block(nn.Module):
 
     def forward(self, x):
         n, length, dim = x.shape
-        x = x + sum(weight * tokens for weight, tokens in zip(self.local, neighbours(x, self.REACH)))
         q, k, v = self.qkv(self.norm1(x)).reshape(n, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         scores = torch.softmax(q @ k.transpose(-1, -2) * (dim // self.heads) ** -0.5, dim=-1)
         x = x + self.out((scores @ v).transpose(1, 2).reshape(n, length, dim))
@@ -82,7 +70,6 @@ class Prior(nn.Module):
     """The network; `forward` takes decimated gathers, `Whole` wraps it for those with all 1000 samples."""
 
     GAINS = (3.0, 100.0)
-    REACH = 1
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -91,7 +78,7 @@ class Prior(nn.Module):
         features = len(self.GAINS) * SHOTS * samples
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
-        self.embed = nn.Linear((2 * self.REACH + 1) * features, shape.dim)
+        self.embed = nn.Linear(features, shape.dim)
         self.surface = nn.Linear(SHOTS, shape.dim)
         self.position = nn.Parameter(0.02 * torch.randn(RECEIVERS, shape.dim))
         self.blocks = nn.ModuleList(Block(shape.dim, shape.heads) for _ in range(shape.depth))
@@ -122,14 +109,15 @@ class Prior(nn.Module):
         velocity = 1000.0 * torch.sqrt(torch.clamp(first / FIRST_WAVELET_SAMPLE, 0.0, 36.0))
         return (self.features(tokens) - self.mean) * self.scale, (velocity - 2000.0) / 500.0
 
-    def body(self, features, surface):
-        """From the inputs to velocity and predicted error (n, 1, 70, 70), m/s, and family logits (n, 10)."""
-        x = self.embed(torch.cat(neighbours(features, self.REACH), dim=2)) + self.position + self.surface(surface).unsqueeze(1)
+    def body(self, features, surface, columns=slice(None)):
+        """From the inputs to velocity and predicted error (n, 1, 70, 70), m/s, and family logits (n, 10). Features of some
+        columns only, which `columns` names, give the map of those: a coarser problem at a part of the cost."""
+        x = self.embed(features) + self.position[columns] + self.surface(surface).unsqueeze(1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        n = x.shape[0]
-        image = self.columns(x).reshape(n, RECEIVERS, self.shape.channels, DEPTH).permute(0, 2, 3, 1)
+        n, width = x.shape[:2]
+        image = self.columns(x).reshape(n, width, self.shape.channels, DEPTH).permute(0, 2, 3, 1)
         for widen, narrow in self.refine:
             image = image + narrow(F.gelu(widen(image)))
         both = self.last(image).float()

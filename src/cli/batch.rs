@@ -3,13 +3,14 @@
 use super::batchdir::{BatchDir, Line};
 use super::engine::Engine;
 use super::gather_list::{self, Job, MapPerGather};
-use super::method::{Method, Signals, Until, starts_from_file};
+use super::method::{Method, Signals, Until};
 use super::note;
 use super::options::{peak_memory, same_file};
+use super::prior_options::{Opened, PriorOptions, StartFrom, memory_limit};
 use super::tally::Tally;
 use fwi::invert::{Outcome, Settings, Start, Task, bytes_per_inversion, invert_many};
 use fwi::io::{Limits, read_map};
-
+use fwi::prior::predict_one;
 use fwi::wave::Dispatch;
 use fwi::{Error, Propagator, Result, Survey, plot};
 use serde_json::json;
@@ -30,10 +31,14 @@ pub struct Args {
     /// Inversions at a time [default: as many as keep the device busy and fit the memory]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     in_flight: Option<u32>,
-    /// Starting models: "gradient" (exact source velocities, growing with depth), or maps in m/s: one for all, a stack
-    /// in the gathers' order, or a directory of ID.npy
-    #[arg(long, default_value = "gradient", value_name = "gradient|MAPS")]
-    start: String,
+    /// Starting models: "prior" (what the network in this binary predicts; the default if there is one), "gradient"
+    /// (exact source velocities, growing with depth), or maps in m/s: one for all, a stack in the gathers' order, or a
+    /// directory of ID.npy
+    #[arg(long, value_name = "prior|gradient|MAPS")]
+    start: Option<String>,
+    /// Start from the maps that this prior predicts: a name or an ONNX file; several are combined
+    #[arg(long, value_name = "NAME|FILE,..", value_delimiter = ',', conflicts_with = "start")]
+    prior: Vec<String>,
     /// True maps, to report the error against: a stack in the gathers' order, or a directory of ID.npy
     #[arg(long, value_name = "MAPS")]
     truth: Option<PathBuf>,
@@ -51,6 +56,8 @@ pub struct Args {
     #[command(flatten)]
     method: Method,
     #[command(flatten)]
+    prior_options: PriorOptions,
+    #[command(flatten)]
     engine: Engine,
 }
 
@@ -65,8 +72,16 @@ struct Plan {
     survey: Survey,
     settings: Settings,
     jobs: Vec<Job>,
-    start: Option<MapPerGather>,
+    start: Starts,
+    start_name: String,
     truth: Option<MapPerGather>,
+}
+
+/// Where the inversions begin.
+enum Starts {
+    Gradient,
+    Maps(MapPerGather),
+    Prior(Opened),
 }
 
 /// What computes, and how many inversions it shall have at a time.
@@ -81,7 +96,8 @@ impl Args {
         let survey = Survey::openfwi();
         let settings = self.method.settings(&self.until, &survey)?;
         let maps = self.output.join("velocity");
-        let read = self.inputs.iter().chain(&self.truth).cloned().chain([PathBuf::from(&self.start)]);
+        let from = StartFrom::resolve(self.start.as_deref(), &self.prior)?;
+        let read = self.inputs.iter().chain(&self.truth).cloned().chain(from.files());
         for input in read {
             let within = if input.is_dir() { Some(&*input) } else { input.parent() };
             if within.is_some_and(|d| !d.as_os_str().is_empty() && same_file(d, &maps)) {
@@ -89,12 +105,18 @@ impl Args {
                 return Err(Error::Usage(message));
             }
         }
-        let from_file = starts_from_file(&self.start)?;
         let jobs = gather_list::list(&self.inputs, &survey)?;
         let open = |path: &Path| MapPerGather::open(path, jobs.len(), &survey);
-        let start = from_file.then(|| open(Path::new(&self.start))).transpose()?;
         let truth = self.truth.as_deref().map(open).transpose()?;
-        Ok(Plan { survey, settings, jobs, start, truth })
+        let memory = memory_limit(self.engine.max_memory);
+        let start = match &from {
+            StartFrom::Gradient => Starts::Gradient,
+            StartFrom::Maps(path) => Starts::Maps(open(path)?),
+            StartFrom::Priors(names) => {
+                Starts::Prior(self.prior_options.open(names, self.engine.threads, memory, self.quiet)?)
+            }
+        };
+        Ok(Plan { survey, settings, jobs, start, start_name: from.name(), truth })
     }
 
     fn say(&self, text: &str) {
@@ -105,7 +127,8 @@ impl Args {
 
     /// The engines within the memory that the inversions leave.
     fn engines(&self, plan: &Plan) -> Result<Engines> {
-        let budget = self.engine.budget()?;
+        let taken = if let Starts::Prior(opened) = &plan.start { opened.prior.bytes() } else { 0 };
+        let budget = self.engine.budget()?.saturating_sub(taken);
         let each = bytes_per_inversion(&plan.survey, &plan.settings);
         let reserve = match self.in_flight {
             Some(n) => u64::from(n) * each,
@@ -185,6 +208,9 @@ fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
     if let Some(fine) = &engines.fine {
         args.say(&format!("engine of refined stages: {}", fine.describe()));
     }
+    if let Starts::Prior(opened) = &plan.start {
+        args.say(&format!("prior: {}; memory: {}", opened.prior.describe(), opened.memory));
+    }
     let each = bytes_per_inversion(&plan.survey, &plan.settings);
     let fields = engines.coarse.gradient_bytes() + engines.fine.as_ref().map_or(0, |f| f.gradient_bytes());
     let inversions = each * in_flight as u64;
@@ -192,9 +218,14 @@ fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
 }
 
 fn load(plan: &Plan, job: &Job) -> Result<Task> {
-    let start = plan.start.as_ref().map(|maps| maps.get(job, &plan.survey)).transpose()?;
     let truth = plan.truth.as_ref().map(|maps| maps.get(job, &plan.survey)).transpose()?;
-    Ok(Task { observed: job.observe(&plan.survey)?, start: start.map_or(Start::Gradient, Start::Map), truth })
+    let observed = job.observe(&plan.survey)?;
+    let start = match &plan.start {
+        Starts::Gradient => Start::Gradient,
+        Starts::Maps(maps) => Start::Map(maps.get(job, &plan.survey)?),
+        Starts::Prior(opened) => Start::Map(predict_one(&*opened.prior, &observed)?.velocity.mapv(f64::from)),
+    };
+    Ok(Task { observed, start, truth })
 }
 
 /// The line of an outcome; for a failure, its exit code too.
@@ -263,7 +294,8 @@ fn conclude(args: &Args, plan: &Plan, engines: &Engines, dir: &BatchDir, tally: 
         "mean_data_rms": rms,
         "mean_mae": mae,
         "evaluations": lines.iter().map(|l| l.evaluations).sum::<u64>(),
-        "start": args.start,
+        "start": plan.start_name,
+        "prior": if let Starts::Prior(opened) = &plan.start { Some(opened.prior.describe()) } else { None },
         "in_flight": engines.in_flight,
         "last_run": {
             "gathers": tally.added(),

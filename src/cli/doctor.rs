@@ -2,6 +2,7 @@
 
 use super::options::available_memory;
 use super::tell;
+use fwi::prior::{Runtime, RuntimeChoice, registry};
 use fwi::wave::cpu::vector::Isa;
 use fwi::wave::cuda::driver;
 use fwi::wave::{CpuOptions, Precision, Propagator, build};
@@ -27,6 +28,11 @@ pub fn run() -> Result<ExitCode> {
     for line in driver::report() {
         tell(line)?;
     }
+    let (runtime, trouble) = Runtime::choose(&RuntimeChoice::Auto)?;
+    trouble.iter().try_for_each(tell)?;
+    let names: Vec<String> = registry::list().into_iter().map(|(name, _)| name).collect();
+    let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+    tell(format_args!("priors: {names}; computed by {runtime}"))?;
     let model = Model::from_map(Array2::from_shape_fn((70, 70), |(z, _)| 1500.0 + 40.0 * z as f64));
     for precision in [Precision::F32, Precision::F64] {
         let p = build(Survey::openfwi(), &CpuOptions { precision, ..CpuOptions::default() })?;

@@ -1,13 +1,15 @@
 //! `fwi invert`: one gather to a velocity map with figures, result and log.
 
 use super::engine::Engine;
-use super::method::{Method, Signals, Until, starts_from_file};
+use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
 use super::options::{memory_line, observe, peak_memory, same_file};
+use super::prior_options::{PriorOptions, StartFrom, expected_error, families, memory_limit};
 use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, RunDir, VELOCITY, VELOCITY_FIGURE};
 use fwi::invert::{Inversion, Outcome, Settings, Start, StopReason};
 use fwi::io::{Limits, read_map, write_array, write_atomic};
+use fwi::prior::predict_one;
 use fwi::{Error, Observed, Propagator, Result, Survey, family, plot};
 use ndarray::Array2;
 use serde_json::json;
@@ -25,9 +27,13 @@ pub struct Args {
     /// Which gather of a stack, from 0
     #[arg(long, value_name = "I", default_value_t = 0)]
     index: usize,
-    /// Starting model: "gradient" (exact source velocities, growing with depth) or a map (70, 70) in m/s
-    #[arg(long, default_value = "gradient", value_name = "gradient|MAP")]
-    start: String,
+    /// Starting model: "prior" (what the network in this binary predicts; the default if there is one), "gradient" (exact
+    /// source velocities, growing with depth) or a map (70, 70) in m/s
+    #[arg(long, value_name = "prior|gradient|MAP")]
+    start: Option<String>,
+    /// Start from the map that this prior predicts: a name or an ONNX file; several are combined
+    #[arg(long, value_name = "NAME|FILE,..", value_delimiter = ',', conflicts_with = "start")]
+    prior: Vec<String>,
     /// True map, to report the error against
     #[arg(long, value_name = "MAP")]
     truth: Option<PathBuf>,
@@ -45,6 +51,8 @@ pub struct Args {
     #[command(flatten)]
     method: Method,
     #[command(flatten)]
+    prior_options: PriorOptions,
+    #[command(flatten)]
     engine: Engine,
 }
 
@@ -54,6 +62,9 @@ struct Plan {
     observed: Observed,
     truth: Option<Array2<f64>>,
     start: Start,
+    /// For the result: where it starts from, and what the prior said.
+    start_name: String,
+    prior: Option<serde_json::Value>,
     settings: Settings,
 }
 
@@ -62,7 +73,8 @@ impl Args {
         let survey = Survey::openfwi();
         let limits = Limits::default();
         let inputs = [Some(&self.gather), self.truth.as_ref()].into_iter().flatten().cloned();
-        for input in inputs.chain([PathBuf::from(&self.start)]) {
+        let from = StartFrom::resolve(self.start.as_deref(), &self.prior)?;
+        for input in inputs.chain(from.files()) {
             if same_file(&input, &self.output.join("velocity.npy")) {
                 let message = format!("{}: would be overwritten by the result; choose another -o", input.display());
                 return Err(Error::Usage(message));
@@ -70,12 +82,32 @@ impl Args {
         }
         let observed = observe(&self.gather, self.index, &survey)?;
         let truth = self.truth.as_ref().map(|p| read_map(p, survey.map_shape(), &limits)).transpose()?;
-        let start = match starts_from_file(&self.start)? {
-            false => Start::Gradient,
-            true => Start::Map(read_map(&self.start, survey.map_shape(), &limits)?),
-        };
         let settings = self.method.settings(&self.until, &survey)?;
-        Ok(Plan { survey, observed, truth, start, settings })
+        let (start, prior) = match &from {
+            StartFrom::Gradient => (Start::Gradient, None),
+            StartFrom::Maps(path) => (Start::Map(read_map(path, survey.map_shape(), &limits)?), None),
+            StartFrom::Priors(names) => self.predict(names, &observed).map(|(start, said)| (start, Some(said)))?,
+        };
+        Ok(Plan { survey, observed, truth, start, start_name: from.name(), prior, settings })
+    }
+
+    /// The start that priors predict, and what the result tells about them. They are gone before the inversion begins.
+    fn predict(&self, names: &[String], observed: &Observed) -> Result<(Start, serde_json::Value)> {
+        let memory = memory_limit(self.engine.max_memory);
+        let opened = self.prior_options.open(names, self.engine.threads, memory, self.quiet)?;
+        let prediction = predict_one(&*opened.prior, observed)?;
+        let family = families(&prediction).map_or(String::new(), |f| format!("; {f}"));
+        self.say(&format!("prior: {}{family}", opened.prior.describe()));
+        self.say(&format!("memory: {} for the prior, before the inversion", opened.memory));
+        let probabilities = prediction.families.as_ref().map(|list| {
+            list.iter().map(|(f, q)| (f.to_string(), json!(q))).collect::<serde_json::Map<String, serde_json::Value>>()
+        });
+        let said = json!({
+            "description": opened.prior.describe(),
+            "expected_mae": expected_error(&prediction),
+            "families": probabilities,
+        });
+        Ok((Start::Map(prediction.velocity.mapv(f64::from)), said))
     }
 
     fn say(&self, text: &str) {
@@ -183,7 +215,8 @@ fn write_outputs(
         "version": env!("CARGO_PKG_VERSION"),
         "gather": args.gather,
         "index": args.index,
-        "start": if args.resume { "that of the run resumed" } else { args.start.as_str() },
+        "start": if args.resume { "that of the run resumed" } else { plan.start_name.as_str() },
+        "prior": if args.resume { &None } else { &plan.prior },
         "family": family::from_gather(&plan.survey, &plan.observed),
         "data_rms": outcome.data_rms,
         "data_rms_per_shot": plan.observed.rms_per_shot(&synthetic),

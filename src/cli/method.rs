@@ -64,17 +64,6 @@ impl Method {
     }
 }
 
-/// Whether `--start` names a file; errors when it is neither that nor "gradient".
-pub fn starts_from_file(start: &str) -> Result<bool> {
-    match start {
-        "gradient" => Ok(false),
-        map if !map.contains(['.', ':', '/']) && !Path::new(map).exists() => {
-            Err(Error::Usage(format!("--start {map}: is neither \"gradient\" nor a file; name a map")))
-        }
-        _ => Ok(true),
-    }
-}
-
 /// Flags that SIGINT and SIGTERM set; a second signal ends the process at once.
 pub struct Signals {
     /// Whether to stop.

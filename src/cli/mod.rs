@@ -13,6 +13,8 @@ mod method;
 mod monitor;
 mod options;
 mod plot;
+mod prior;
+mod prior_options;
 mod rundir;
 mod stream;
 mod tally;
@@ -59,10 +61,16 @@ enum Command {
     Check(check::Args),
     /// Compare a GPU's kernels with the CPU's, and time them
     GpuCheck(gpu_check::Args),
+    /// Priors, networks that predict a map from a gather: list, inspect, predict
+    Prior(prior::Args),
     /// Draw maps, gathers and logs as PNG
     Plot(plot::Args),
     /// Tell what this machine offers: instruction sets, cores, memory, versions
     Doctor,
+    /// The process of a prior, started by the others
+    #[cfg(unix)]
+    #[command(name = prior_options::WORKER, hide = true)]
+    PriorWorker,
 }
 
 /// Runs the command; a code other than success without an error is a failed check or an interruption.
@@ -73,8 +81,11 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Forward(args) => forward::run(args),
         Command::Check(args) => check::run(args),
         Command::GpuCheck(args) => gpu_check::run(args),
+        Command::Prior(args) => prior::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Doctor => doctor::run(),
+        #[cfg(unix)]
+        Command::PriorWorker => prior::serve(),
     }
 }
 

@@ -1,7 +1,9 @@
 //! The families of maps, and what the data alone tell about the family of a map.
 
+mod classify;
 mod names;
 
+pub use classify::{Classification, Group, TWO_PATCHES, classify, two_largest_patches};
 pub use names::Family;
 
 use crate::{Observed, Survey};

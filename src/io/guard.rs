@@ -11,7 +11,7 @@ thread_local! {
 /// Runs `parse`; a panic inside becomes `Err` with its message. The panic hook stays silent on this thread meanwhile.
 ///
 /// What `parse` borrows mutably must not be used again after an error.
-pub(super) fn guarded<R>(parse: impl FnOnce() -> Result<R, String>) -> Result<R, String> {
+pub(crate) fn guarded<R>(parse: impl FnOnce() -> Result<R, String>) -> Result<R, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let previous = take_hook();

@@ -15,7 +15,7 @@
 mod array;
 mod atomic;
 mod dtype;
-mod guard;
+pub(crate) mod guard;
 mod hdf5;
 mod hdf5_guard;
 mod items;

@@ -1,0 +1,302 @@
+//! `fwi prior`: the priors there are, what is in one, and their predictions.
+
+use super::gather_list::{self, Job};
+use super::options::{parse_size, parse_threads, same_file};
+use super::prior_options::{PriorOptions, StartFrom, expected_error, families, memory_limit};
+use super::{note, tell};
+use clap::Subcommand;
+use fwi::io::{ArrayWriter, DType, write_array, write_atomic};
+use fwi::prior::{Info, MaeMaps, Manifest, Prediction, predict_one, registry};
+use fwi::{Error, Family, Prior, Result, Survey, plot};
+use ndarray::{Array2, Axis};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Priors: networks that predict a map from a gather.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the priors that have a name: in this binary, and in FWI_PRIORS or ~/.local/share/fwi/priors
+    List,
+    /// Tell what is in a prior: layout, weights, operators, errors by family
+    Inspect(Inspect),
+    /// Predict velocity maps
+    Predict(Predict),
+}
+
+#[derive(clap::Args)]
+struct Inspect {
+    /// Name of a prior, an ONNX file, a manifest or its folder
+    #[arg(value_name = "NAME|FILE")]
+    prior: String,
+    /// Most memory to take [default: half of what is free now]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_memory: Option<u64>,
+    #[command(flatten)]
+    options: PriorOptions,
+}
+
+#[derive(clap::Args)]
+struct Predict {
+    /// Gathers (5, 1000, 70), stacks of them, or directories of .npy gathers
+    #[arg(required = true, value_name = "GATHER")]
+    gathers: Vec<PathBuf>,
+    /// Maps in m/s, .npy or .h5: (70, 70) for one gather, else (n, 70, 70)
+    #[arg(short, long, value_name = "MAPS")]
+    output: PathBuf,
+    /// Where the errors go that the prior expects in every cell, m/s, in the maps' shape
+    #[arg(long, value_name = "MAPS")]
+    errors: Option<PathBuf>,
+    /// Where a figure of the maps goes, the first 20 of many
+    #[arg(long, value_name = "PNG")]
+    png: Option<PathBuf>,
+    /// Name of a prior, an ONNX file, a manifest or its folder; several are combined [default: the one in this binary]
+    #[arg(long, value_name = "NAME|FILE,..", value_delimiter = ',')]
+    prior: Vec<String>,
+    /// Predictions at a time; 0 takes one a core
+    #[arg(long, default_value = "0", value_name = "N", value_parser = parse_threads)]
+    threads: usize,
+    /// Most memory to take [default: half of what is free now]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_memory: Option<u64>,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    options: PriorOptions,
+}
+
+/// Most maps in a figure.
+const SHEET: usize = 20;
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::List => list(),
+        Command::Inspect(args) => inspect(&args),
+        Command::Predict(args) => predict(&args),
+    }
+}
+
+/// Runs a prior's process, see [`fwi::prior::worker`].
+#[cfg(unix)]
+pub fn serve() -> Result<ExitCode> {
+    fwi::prior::worker::serve().map(|()| ExitCode::SUCCESS)
+}
+
+fn list() -> Result<ExitCode> {
+    let all = registry::list();
+    if all.is_empty() {
+        let folder = registry::user_folder().map_or("FWI_PRIORS".into(), |f| f.display().to_string());
+        note(format_args!("no priors: there is none in this binary, nor in {folder}"));
+    }
+    for (name, manifest) in all {
+        match manifest {
+            Ok(m) => tell(format_args!("{name} {}: {} ({})", m.version, m.description, m.licence))?,
+            Err(e) => tell(format_args!("{name}: cannot be used: {e}"))?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inspect(args: &Inspect) -> Result<ExitCode> {
+    let info = args.options.inspect(&args.prior, memory_limit(args.max_memory))?;
+    match &info.manifest {
+        Some(m) => tell_manifest(&info, m)?,
+        None => tell(format_args!("{}: no manifest; recognised by its shapes and a trial", info.name))?,
+    }
+    tell(format_args!("sha256: {}", info.sha256))?;
+    tell(format_args!(
+        "size: {:.1} MB, {:.2} million weights, operator set {}",
+        info.bytes as f64 / 1e6,
+        info.parameters as f64 / 1e6,
+        info.opset
+    ))?;
+    tell(format_args!("layout: {}", info.layout))?;
+    let operators: Vec<String> = info.operators.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    tell(format_args!("operators: {}", operators.join(", ")))?;
+    tell(format_args!("runtime: {}", info.runtime))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell_manifest(info: &Info, m: &Manifest) -> Result<()> {
+    tell(format_args!("{} {}: {}", m.name, m.version, m.description))?;
+    tell(format_args!("licence: {}", m.licence))?;
+    tell(format_args!("training: {}", m.training))?;
+    for (maps, words) in [(MaeMaps::Synthetic, "held-out synthetic maps"), (MaeMaps::Real, "real maps")] {
+        let entries = info.mae().iter().filter(|e| e.maps == maps);
+        let table: Vec<String> = entries.map(|e| format!("{} {:.1} ({})", e.family, e.mae, e.count)).collect();
+        if !table.is_empty() {
+            tell(format_args!("MAE on {words}, m/s (maps): {}", table.join(", ")))?;
+        }
+    }
+    let families = Family::ALL.len();
+    match &m.families {
+        Some(f) => tell(format_args!("gives: velocity, {}{} of {families} families", error_word(m), f.labels.len())),
+        None => tell(format_args!("gives: velocity{}", if m.error.is_some() { ", expected error" } else { "" })),
+    }
+}
+
+fn error_word(m: &Manifest) -> &'static str {
+    if m.error.is_some() { "expected error, " } else { "" }
+}
+
+fn predict(args: &Predict) -> Result<ExitCode> {
+    let survey = Survey::openfwi();
+    check_outputs(args)?;
+    let jobs = gather_list::list(&args.gathers, &survey)?;
+    let StartFrom::Priors(names) = StartFrom::resolve(Some("prior"), &args.prior)? else {
+        unreachable!("\"prior\" resolves to priors")
+    };
+    let opened = args.options.open(&names, args.threads, memory_limit(args.max_memory), args.quiet)?;
+    args.say(&format!("prior: {}", opened.prior.describe()));
+    args.say(&format!("memory: {} for the prior", opened.memory));
+    let threads = match args.threads {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    };
+    let mut sink = Sink::create(args, jobs.len(), &survey)?;
+    let mut seconds = Vec::with_capacity(jobs.len());
+    for block in jobs.chunks(threads) {
+        for (job, outcome) in block.iter().zip(predict_block(&*opened.prior, block, &survey)) {
+            let (prediction, took) = outcome?;
+            seconds.push(took);
+            args.tell_prediction(job, &prediction)?;
+            sink.take(job, prediction)?;
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    sink.finish(args)?;
+    args.say(&format!("{:.3} s a prediction (the median of {})", seconds[seconds.len() / 2], seconds.len()));
+    args.say(&format!("wrote {}", args.output.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads and predicts a few gathers side by side; each with the time that its prediction took.
+fn predict_block(prior: &dyn Prior, jobs: &[Job], survey: &Survey) -> Vec<Result<(Prediction, f64)>> {
+    let one = |job: &Job| {
+        let observed = job.observe(survey)?;
+        let since = Instant::now();
+        let prediction = predict_one(prior, &observed).map_err(|e| match e {
+            Error::Input { path, problem } => Error::Input { path, problem: format!("{problem} (gather {})", job.id) },
+            other => other,
+        })?;
+        Ok((prediction, since.elapsed().as_secs_f64()))
+    };
+    let panicked = || Err(Error::Numerical("the prediction panicked".into()));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = jobs.iter().map(|job| scope.spawn(move || one(job))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
+    })
+}
+
+/// Errors when an output is an input or has a name that cannot be written.
+fn check_outputs(args: &Predict) -> Result<()> {
+    let outputs: Vec<&Path> = [Some(&args.output), args.errors.as_ref(), args.png.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
+        .collect();
+    for (i, output) in outputs.iter().enumerate() {
+        let fail = |why: &str| Err(Error::Usage(format!("{}: {why}", output.display())));
+        let inputs = args.gathers.iter().map(PathBuf::as_path).chain(args.prior.iter().map(Path::new));
+        if inputs.into_iter().any(|input| same_file(input, output)) {
+            return fail("would be overwritten; choose another name");
+        }
+        if outputs[..i].contains(output) {
+            return fail("is named twice; choose another name");
+        }
+    }
+    match &args.png {
+        Some(png) if !png.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) => {
+            Err(Error::Usage(format!("{}: figures are PNG; give the name that extension", png.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Predict {
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            note(text);
+        }
+    }
+
+    fn tell_prediction(&self, job: &Job, prediction: &Prediction) -> Result<()> {
+        if self.quiet {
+            return Ok(());
+        }
+        let (low, high) = prediction.velocity.iter().fold((f32::MAX, f32::MIN), |(l, h), &v| (l.min(v), h.max(v)));
+        let error = expected_error(prediction).map_or(String::new(), |e| format!(", expected error {e:.0} m/s"));
+        let families = families(prediction).map_or(String::new(), |f| format!("; {f}"));
+        tell(format_args!("{}: {low:.0}..{high:.0} m/s{error}{families}", job.id))
+    }
+}
+
+/// Where predictions go.
+struct Sink {
+    many: Option<(ArrayWriter, Option<ArrayWriter>)>,
+    one: Option<Prediction>,
+    shown: Vec<(String, Array2<f64>)>,
+}
+
+impl Sink {
+    fn create(args: &Predict, n: usize, survey: &Survey) -> Result<Self> {
+        let (nz, nx) = survey.map_shape();
+        let create = |path: &PathBuf| ArrayWriter::create(path, &[nz, nx], DType::F32, Some(n));
+        let many = match n {
+            1 => None,
+            _ => Some((create(&args.output)?, args.errors.as_ref().map(create).transpose()?)),
+        };
+        Ok(Self { many, one: None, shown: vec![] })
+    }
+
+    fn take(&mut self, job: &Job, prediction: Prediction) -> Result<()> {
+        if self.shown.len() < SHEET {
+            self.shown.push((job.id.clone(), prediction.velocity.mapv(f64::from)));
+        }
+        let Some((maps, errors)) = &mut self.many else {
+            self.one = Some(prediction);
+            return Ok(());
+        };
+        maps.append(prediction.velocity.view())?;
+        match errors {
+            Some(errors) => errors.append(prediction.error.as_ref().ok_or_else(no_errors)?.view()),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(self, args: &Predict) -> Result<()> {
+        let survey = Survey::openfwi();
+        if let Some(p) = &self.one {
+            write_array(&args.output, p.velocity.view())?;
+            if let Some(path) = &args.errors {
+                write_array(path, p.error.as_ref().ok_or_else(no_errors)?.view())?;
+            }
+        }
+        if let Some((maps, errors)) = self.many {
+            maps.finish()?;
+            errors.map_or(Ok(()), ArrayWriter::finish)?;
+        }
+        let Some(png) = &args.png else { return Ok(()) };
+        let figure = match &self.shown[..] {
+            [(_, map)] => plot::map_figure(map.view(), survey.dx, None, None)?,
+            several => {
+                let views: Vec<_> = several.iter().map(|(_, m)| m.view()).collect();
+                let captions: Vec<String> = several.iter().map(|(id, _)| id.clone()).collect();
+                plot::contact_sheet(ndarray::stack(Axis(0), &views).expect("maps of one shape").view(), &captions)?
+            }
+        };
+        write_atomic(png, |w| w.write_all(&figure))
+    }
+}
+
+fn no_errors() -> Error {
+    Error::Usage("--errors: this prior does not tell what error it expects; leave it out".into())
+}

@@ -1,0 +1,223 @@
+//! Which prior, and how it is computed: options that `fwi invert`, `fwi batch` and `fwi prior` share.
+
+use super::engine::BASE_BYTES;
+use super::note;
+use super::options::available_memory;
+use clap::{Args, ValueEnum};
+use fwi::prior::registry::{self, Found};
+use fwi::prior::{Augment, Combine, Combined, Flipped, Info, Network, Prediction, Runtime, RuntimeChoice, Source};
+#[cfg(unix)]
+use fwi::prior::{Isolated, WorkerLimits};
+use fwi::{Error, Family, Prior, Result, Survey};
+use std::path::{Path, PathBuf};
+
+/// How priors are computed.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Prior")]
+pub struct PriorOptions {
+    /// How the maps of several priors become one
+    #[arg(long, value_enum, default_value = "mean")]
+    pub combine: CombineArg,
+    /// Test-time augmentation: flip averages with the mirrored gather's map [default: what the prior's manifest says]
+    #[arg(long, value_enum)]
+    pub tta: Option<TtaArg>,
+    /// What computes the network: auto takes ONNX Runtime 1.24 or newer if its library is found (FWI_ONNXRUNTIME names
+    /// it), and the built-in tract otherwise
+    #[arg(long, value_name = "auto|tract|PATH", default_value = "auto", value_parser = parse_runtime)]
+    pub onnx_runtime: RuntimeChoice,
+}
+
+/// See [`PriorOptions::combine`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CombineArg {
+    /// The mean of every cell
+    Mean,
+    /// The median of every cell
+    Median,
+}
+
+/// See [`PriorOptions::tta`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TtaArg {
+    /// The network's own map
+    Off,
+    /// Averaged with the mirrored gather's
+    Flip,
+}
+
+fn parse_runtime(text: &str) -> std::result::Result<RuntimeChoice, String> {
+    match text {
+        "" => Err("write auto, tract or the path of a library".into()),
+        "auto" => Ok(RuntimeChoice::Auto),
+        "tract" => Ok(RuntimeChoice::Tract),
+        path => Ok(RuntimeChoice::Library(path.into())),
+    }
+}
+
+/// Where an inversion begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartFrom {
+    /// Exact source velocities and a gradient with depth.
+    Gradient,
+    /// The map or maps in a file or directory.
+    Maps(PathBuf),
+    /// What these priors predict.
+    Priors(Vec<String>),
+}
+
+impl StartFrom {
+    /// What `--start` and `--prior` ask for. Without them, the prior in the binary, if there is one.
+    pub fn resolve(start: Option<&str>, priors: &[String]) -> Result<Self> {
+        let bundled = registry::default_prior().map(|b| vec![b.name.to_string()]);
+        match start {
+            _ if !priors.is_empty() => Ok(Self::Priors(priors.to_vec())),
+            None => Ok(bundled.map_or(Self::Gradient, Self::Priors)),
+            Some("gradient") => Ok(Self::Gradient),
+            Some("prior") => bundled.map(Self::Priors).ok_or_else(no_prior),
+            Some(map) if !map.contains(['.', ':', '/']) && !Path::new(map).exists() => {
+                Err(Error::Usage(format!("--start {map}: is neither \"gradient\", \"prior\" nor a file; name a map")))
+            }
+            Some(map) => Ok(Self::Maps(map.into())),
+        }
+    }
+
+    /// For results: "gradient", "prior" or the file.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Gradient => "gradient".into(),
+            Self::Maps(path) => path.display().to_string(),
+            Self::Priors(_) => "prior".into(),
+        }
+    }
+
+    /// The files it reads.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Gradient => vec![],
+            Self::Maps(path) => vec![path.clone()],
+            Self::Priors(names) => names.iter().map(PathBuf::from).collect(),
+        }
+    }
+}
+
+fn no_prior() -> Error {
+    Error::Usage("this binary holds no prior; name an ONNX file with --prior".into())
+}
+
+/// The bytes that a prior may take, and its process: `--max-memory`, or half of what is free, 8 GB at most.
+pub fn memory_limit(max_memory: Option<u64>) -> u64 {
+    max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| (free / 2).min(8 << 30)))
+}
+
+/// A prior that is ready.
+pub struct Opened {
+    /// The prior.
+    pub prior: Box<dyn Prior>,
+    /// What memory it takes, in words.
+    pub memory: String,
+}
+
+/// A network that is ready.
+enum Ready {
+    Here(Network),
+    #[cfg(unix)]
+    Apart(Isolated),
+}
+
+impl PriorOptions {
+    /// Opens priors by name or file; those in the binary in this process, files in processes of their own.
+    pub fn open(&self, names: &[String], threads: usize, memory: u64, quiet: bool) -> Result<Opened> {
+        let mut priors: Vec<Box<dyn Prior>> = vec![];
+        let mut apart = false;
+        for name in names {
+            let ready = self.network(name, threads, memory, quiet)?;
+            let augment = ready.info().augment();
+            let prior: Box<dyn Prior> = match ready {
+                Ready::Here(network) => Box::new(network),
+                #[cfg(unix)]
+                Ready::Apart(worker) => {
+                    apart = true;
+                    Box::new(worker)
+                }
+            };
+            let flip = self.tta.map_or(augment == Augment::Flip, |t| t == TtaArg::Flip);
+            priors.push(if flip { Box::new(Flipped::new(prior, &Survey::openfwi(), threads)?) } else { prior });
+        }
+        let how = if self.combine == CombineArg::Mean { Combine::Mean } else { Combine::Median };
+        let prior = if priors.len() == 1 { priors.remove(0) } else { Box::new(Combined::new(priors, how)?) };
+        let bytes = prior.bytes();
+        if bytes + BASE_BYTES > memory {
+            return Err(Error::Memory(format!(
+                "the prior takes {} MB, more than the limit of {} MB allows; raise --max-memory, or take --start gradient",
+                bytes >> 20,
+                memory >> 20
+            )));
+        }
+        let own = format!("at most {} MB in a process of its own", memory >> 20);
+        let memory = if apart { own } else { format!("about {} MB", bytes >> 20) };
+        Ok(Opened { prior, memory })
+    }
+
+    /// What is known about a prior.
+    pub fn inspect(&self, name: &str, memory: u64) -> Result<Info> {
+        Ok(self.network(name, 0, memory, false)?.info().clone())
+    }
+
+    fn network(&self, name: &str, threads: usize, memory: u64, quiet: bool) -> Result<Ready> {
+        match registry::find(name)? {
+            Found::Bundled(bundled) => {
+                let (runtime, trouble) = Runtime::choose(&self.onnx_runtime)?;
+                trouble.filter(|_| !quiet).iter().for_each(note);
+                bundled.open(&runtime, threads).map(Ready::Here)
+            }
+            Found::Files(source) => self.apart(&source, threads, memory),
+        }
+    }
+
+    /// Files of others are opened by a second process of this program.
+    #[cfg(unix)]
+    fn apart(&self, source: &Source, threads: usize, memory: u64) -> Result<Ready> {
+        let program = std::env::current_exe().map_err(|e| Error::io("fwi", "find", e))?;
+        let limits = WorkerLimits { memory, ..WorkerLimits::default() };
+        let arguments = vec![WORKER.to_string()];
+        Isolated::open(program, arguments, source, &self.onnx_runtime, threads, limits).map(Ready::Apart)
+    }
+
+    #[cfg(not(unix))]
+    fn apart(&self, source: &Source, threads: usize, _: u64) -> Result<Ready> {
+        let (runtime, _) = Runtime::choose(&self.onnx_runtime)?;
+        Network::open(source, &runtime, threads).map(Ready::Here)
+    }
+}
+
+/// Name of the hidden subcommand that is a prior's process.
+pub const WORKER: &str = "prior-worker";
+
+impl Ready {
+    fn info(&self) -> &Info {
+        match self {
+            Self::Here(network) => network.info(),
+            #[cfg(unix)]
+            Self::Apart(worker) => worker.info(),
+        }
+    }
+}
+
+/// The likeliest families of a prediction, at most three, in words; nothing if the prior does not tell.
+pub fn families(prediction: &Prediction) -> Option<String> {
+    let mut list: Vec<(Family, f64)> = prediction.families.clone()?;
+    list.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let words: Vec<String> = list
+        .iter()
+        .enumerate()
+        .take_while(|(i, (_, q))| *i == 0 || (*i < 3 && *q >= 0.01))
+        .map(|(_, (f, q))| format!("{f} {:.0}%", 100.0 * q))
+        .collect();
+    Some(words.join(", "))
+}
+
+/// Mean of the error that the prior expects, m/s.
+pub fn expected_error(prediction: &Prediction) -> Option<f64> {
+    let error = prediction.error.as_ref()?;
+    Some(error.iter().map(|&e| f64::from(e)).sum::<f64>() / error.len() as f64)
+}

@@ -1,0 +1,193 @@
+//! Which family a gather belongs to, from the gather and what a prior predicts of it.
+//!
+//! The gather alone tells horizontally constant maps for certain (see [`mirror_rms`]). For the rest there are the prior's
+//! own probabilities; a prior without them leaves the map, whose texture tells the Style families from layers.
+
+use super::{Family, MIRROR_RMS, mirror_rms};
+use crate::prior::Prediction;
+use crate::{Observed, Survey};
+use ndarray::Array2;
+use std::fmt;
+
+/// Families that are inverted alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Group {
+    /// Horizontally constant maps.
+    FlatVel,
+    /// Smooth texture.
+    StyleA,
+    /// Sharp texture.
+    StyleB,
+    /// Faulted maps that two velocities fill almost whole.
+    TwoVelocities,
+    /// All other layered maps, curved or faulted.
+    Layered,
+}
+
+impl Group {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::FlatVel, Self::StyleA, Self::StyleB, Self::TwoVelocities, Self::Layered];
+
+    /// The group of a family; whether two velocities fill the map of a faulted one, only the map tells.
+    pub fn of(family: Family) -> Self {
+        match family {
+            Family::FlatVelA | Family::FlatVelB => Self::FlatVel,
+            Family::StyleA => Self::StyleA,
+            Family::StyleB => Self::StyleB,
+            _ => Self::Layered,
+        }
+    }
+
+    /// The group of a map that is known to be of `family`.
+    pub fn of_map(family: Family, map: &Array2<f32>) -> Self {
+        let faulted = [Family::FlatFaultA, Family::FlatFaultB, Family::CurveFaultA, Family::CurveFaultB];
+        match faulted.contains(&family) && two_largest_patches(map, PATCH_STEP) > TWO_PATCHES {
+            true => Self::TwoVelocities,
+            false => Self::of(family),
+        }
+    }
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FlatVel => "FlatVel",
+            Self::StyleA => "Style_A",
+            Self::StyleB => "Style_B",
+            Self::TwoVelocities => "two velocities",
+            Self::Layered => "layered",
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Cells of the two largest patches above which two velocities fill a map (the contest's second place).
+pub const TWO_PATCHES: usize = 4100;
+/// Largest step between neighbouring cells of one patch of a true map, m/s.
+const PATCH_STEP: f32 = 1.0;
+/// The same of a predicted map, whose patches are not quite flat.
+const PREDICTED_STEP: f32 = 12.0;
+
+/// What a gather was found to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classification {
+    /// The likeliest family.
+    pub family: Family,
+    /// Probability of each family; they sum to 1.
+    pub families: Vec<(Family, f64)>,
+    /// The group of the likeliest families.
+    pub group: Group,
+    /// Its probability.
+    pub probability: f64,
+    /// Rms difference of the first shot and the mirrored last one, where the gather allows it.
+    pub mirror_rms: Option<f64>,
+}
+
+/// Classifies a gather from its mirror symmetry and what a prior predicts of it.
+pub fn classify(survey: &Survey, observed: &Observed, prediction: &Prediction) -> Classification {
+    let mirror = mirror_rms(survey, observed);
+    let mut families = match &prediction.families {
+        Some(told) => told.clone(),
+        None => from_texture(&prediction.velocity),
+    };
+    if let Some(rms) = mirror {
+        constrain(&mut families, rms < MIRROR_RMS);
+    }
+    let likeliest = |of: &[(Family, f64)]| of.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Family::FlatVelA, |p| p.0);
+    let share = |group: Group| families.iter().filter(|(f, _)| Group::of(*f) == group).map(|p| p.1).sum::<f64>();
+    let group = Group::ALL.into_iter().max_by(|a, b| share(*a).total_cmp(&share(*b))).unwrap_or(Group::Layered);
+    // a family of the group that was found, even where another single family has more
+    let within: Vec<(Family, f64)> = families.iter().copied().filter(|(f, _)| Group::of(*f) == group).collect();
+    let family = likeliest(&within);
+    let faulted = [Family::FlatFaultA, Family::FlatFaultB, Family::CurveFaultA, Family::CurveFaultB];
+    let probability = share(group);
+    let filled = faulted.contains(&family) && two_largest_patches(&prediction.velocity, PREDICTED_STEP) > TWO_PATCHES;
+    let group = if filled { Group::TwoVelocities } else { group };
+    Classification { family, families, group, probability, mirror_rms: mirror }
+}
+
+/// Keeps the horizontally constant families only, or leaves them out, and brings the sum back to 1.
+fn constrain(families: &mut [(Family, f64)], flat: bool) {
+    for (family, p) in families.iter_mut() {
+        if (Group::of(*family) == Group::FlatVel) != flat {
+            *p = 0.0;
+        }
+    }
+    let sum: f64 = families.iter().map(|p| p.1).sum();
+    // where a prior had ruled out what the data show, the families left are equally likely
+    let left = families.iter().filter(|(f, _)| (Group::of(*f) == Group::FlatVel) == flat).count().max(1) as f64;
+    for (family, p) in families.iter_mut() {
+        match sum > 1e-12 {
+            true => *p /= sum,
+            false if (Group::of(*family) == Group::FlatVel) == flat => *p = 1.0 / left,
+            false => (),
+        }
+    }
+}
+
+/// Probabilities by the texture of a map: layers are flat nearly everywhere, Style maps are nowhere flat, and Style_B's
+/// neighbouring differences change faster than Style_A's.
+fn from_texture(map: &Array2<f32>) -> Vec<(Family, f64)> {
+    let (nz, nx) = map.dim();
+    let mut steps = Vec::with_capacity(nz * nx);
+    let mut bends = 0.0f64;
+    for z in 0..nz {
+        for x in 1..nx {
+            steps.push((map[[z, x]] - map[[z, x - 1]]).abs());
+            if x + 1 < nx {
+                bends += f64::from((map[[z, x + 1]] - 2.0 * map[[z, x]] + map[[z, x - 1]]).abs());
+            }
+        }
+    }
+    let total: f64 = steps.iter().map(|s| f64::from(*s)).sum();
+    let rough = steps.iter().filter(|s| **s > FLAT_STEP).count() as f64 / steps.len().max(1) as f64;
+    let logistic = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let style = logistic((rough - ROUGH_SHARE) * 20.0);
+    let sharp = logistic((bends / total.max(1e-9) - SHARP_RATIO) * 20.0);
+    let layered = (1.0 - style) / 8.0;
+    Family::ALL
+        .into_iter()
+        .map(|family| match family {
+            Family::StyleA => (family, style * (1.0 - sharp)),
+            Family::StyleB => (family, style * sharp),
+            _ => (family, layered),
+        })
+        .collect()
+}
+
+/// Horizontal steps above this are no rounding of a flat part, m/s.
+const FLAT_STEP: f32 = 4.0;
+/// Share of such steps that separates Style maps from layers.
+const ROUGH_SHARE: f64 = 0.45;
+/// Ratio of second to first differences that separates Style_B from Style_A.
+const SHARP_RATIO: f64 = 0.5;
+
+/// Cells in the two largest connected areas whose neighbouring cells differ by less than `step`, m/s.
+pub fn two_largest_patches(map: &Array2<f32>, step: f32) -> usize {
+    let (nz, nx) = map.dim();
+    let mut seen = Array2::from_elem((nz, nx), false);
+    let mut sizes = vec![];
+    for start in (0..nz).flat_map(|z| (0..nx).map(move |x| (z, x))) {
+        if std::mem::replace(&mut seen[start], true) {
+            continue;
+        }
+        let (mut size, mut front) = (0, vec![start]);
+        while let Some((z, x)) = front.pop() {
+            size += 1;
+            let around = [(z.wrapping_sub(1), x), (z + 1, x), (z, x.wrapping_sub(1)), (z, x + 1)];
+            for next in around.into_iter().filter(|&(a, b)| a < nz && b < nx) {
+                if !seen[next] && (map[next] - map[(z, x)]).abs() < step {
+                    seen[next] = true;
+                    front.push(next);
+                }
+            }
+        }
+        sizes.push(size);
+    }
+    sizes.sort_unstable_by(|a: &usize, b| b.cmp(a));
+    sizes.iter().take(2).sum()
+}

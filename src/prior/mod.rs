@@ -1,0 +1,99 @@
+//! The prior: a learned starting map. A network in an ONNX file predicts the velocity map from the gather.
+//!
+//! A [`Prior`] takes observed gathers and gives a [`Prediction`] each. [`Network`] runs an ONNX file in this process,
+//! [`Isolated`] in a child process with a memory and a time limit, which is where files of strangers belong; [`Flipped`]
+//! averages a prior with its own view of the mirrored gather, [`Combined`] takes the mean or median of several.
+//! [`registry`] finds priors by name: those in the binary and those in the user's folders.
+//!
+//! A [`Manifest`] beside the file tells how to feed a network and how to read it; without one the common layouts are
+//! recognised (see [`layout`]). Files are read and checked by [`graph`] before a runtime sees them; the runtime is
+//! ONNX Runtime where its library is found, and tract, which is part of this crate, otherwise (see [`runtime`]).
+
+mod augment;
+mod combine;
+mod engine;
+pub mod graph;
+pub mod layout;
+mod manifest;
+mod network;
+pub mod registry;
+pub mod runtime;
+#[cfg(unix)]
+pub mod worker;
+
+pub use augment::Flipped;
+pub use combine::{Combine, Combined};
+pub use manifest::{Augment, Mae, MaeMaps, Manifest};
+pub use network::{Info, Network, Source};
+pub use runtime::{Runtime, RuntimeChoice};
+#[cfg(unix)]
+pub use worker::{Isolated, WorkerLimits};
+
+use crate::{Error, Family, Observed, Result};
+use ndarray::Array2;
+use std::sync::Arc;
+
+/// What a prior says about one gather.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// The map (nz, nx), m/s.
+    pub velocity: Array2<f32>,
+    /// The error that the prior expects in every cell (nz, nx), m/s.
+    pub error: Option<Array2<f32>>,
+    /// Probabilities of the families, which sum to 1.
+    pub families: Option<Vec<(Family, f64)>>,
+}
+
+/// Something that predicts maps from gathers.
+pub trait Prior: Send + Sync {
+    /// One line for logs and results: name, version, checksum, runtime.
+    fn describe(&self) -> String;
+
+    /// A prediction for every gather, in order. Each depends on its own gather alone, not on the others, their number
+    /// or the number of threads. Traces that are masked out go in as zeros.
+    ///
+    /// Errors: [`Error::Usage`](crate::Error::Usage) for a gather of another shape than OpenFWI's,
+    /// [`Error::Input`](crate::Error::Input) when the network cannot be run or gives something other than finite
+    /// velocities.
+    fn predict(&self, gathers: &[Observed]) -> Result<Vec<Prediction>>;
+
+    /// Bytes that it holds in this process, about.
+    fn bytes(&self) -> u64;
+}
+
+impl<P: Prior + ?Sized> Prior for Arc<P> {
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+
+    fn predict(&self, gathers: &[Observed]) -> Result<Vec<Prediction>> {
+        (**self).predict(gathers)
+    }
+
+    fn bytes(&self) -> u64 {
+        (**self).bytes()
+    }
+}
+
+/// Cells of the map and samples of the gather that priors know: OpenFWI's.
+pub(crate) const MAP: (usize, usize) = (70, 70);
+pub(crate) const SHOTS: usize = 5;
+pub(crate) const SAMPLES: usize = 1000;
+pub(crate) const RECEIVERS: usize = 70;
+
+/// The samples of a gather as a network takes them: (shot, time, receiver) in C order, masked traces zero.
+pub(crate) fn samples(observed: &Observed) -> Result<Vec<f32>> {
+    let data = &observed.gather.data;
+    if data.dim() != (SHOTS, SAMPLES, RECEIVERS) || !observed.mask.fits(data.dim()) {
+        let found = data.dim();
+        let problem = format!("a prior takes gathers of shape ({SHOTS}, {SAMPLES}, {RECEIVERS}), not {found:?}");
+        return Err(Error::Usage(problem));
+    }
+    let live = |(shot, _, r): (usize, usize, usize)| observed.mask.live[[shot, r]];
+    Ok(data.indexed_iter().map(|(at, &x)| if live(at) { x as f32 } else { 0.0 }).collect())
+}
+
+/// The prediction of one gather.
+pub fn predict_one(prior: &dyn Prior, gather: &Observed) -> Result<Prediction> {
+    Ok(prior.predict(std::slice::from_ref(gather))?.remove(0))
+}

@@ -1,0 +1,185 @@
+//! `fwi prior`, and inversions that start from a prior.
+
+mod cli_common;
+mod prior_common;
+
+use assert_cmd::Command;
+use cli_common::Bench;
+use fwi::io::{ArrayFile, Limits, read_map, write_array};
+use fwi::prior::layout::trial_map;
+use ndarray::{Array2, Array4, s};
+use prior_common::{fixture, folder_of, full_manifest};
+use std::fs;
+use std::path::Path;
+
+/// A command that finds neither the user's priors nor a library of ONNX Runtime that the environment names.
+fn fwi() -> Command {
+    let mut command = Command::new(cli_common::fwi());
+    command.env("FWI_PRIORS", "/nowhere").env_remove("FWI_ONNXRUNTIME").env_remove("ORT_DYLIB_PATH");
+    command.env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// Runs to its end: exit code, standard output, standard error.
+fn run(command: &mut Command) -> (i32, String, String) {
+    let out = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (out.status.code().expect("no signal"), text(&out.stdout), text(&out.stderr))
+}
+
+fn predict(bench: &Bench, output: &str) -> Command {
+    let mut command = fwi();
+    command.args(["prior", "predict"]).arg(&bench.gather).arg("-o").arg(bench.path(output));
+    command
+}
+
+fn map(path: &Path) -> Array2<f64> {
+    read_map(path, (70, 70), &Limits::default()).unwrap()
+}
+
+#[test]
+fn a_file_predicts() {
+    let bench = Bench::new();
+    let png = bench.path("map.png");
+    let (code, out, err) = run(predict(&bench, "out.npy").arg("--prior").arg(fixture("plain")).arg("--png").arg(&png));
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("gather: ") && out.contains(" m/s"), "{out}");
+    assert!(err.contains("prior: plain (sha256 ") && err.contains(", tract)"), "{err}");
+    assert!(err.contains("memory: at most") && err.contains("s a prediction"), "{err}");
+    assert!((map(&bench.path("out.npy")) - trial_map()).iter().all(|d| d.abs() < 100.0));
+    assert!(fs::read(png).unwrap().starts_with(b"\x89PNG"));
+}
+
+#[test]
+fn a_named_prior_predicts_stacks_with_errors_and_families() {
+    let bench = Bench::new();
+    let folder = bench.path("priors");
+    fs::create_dir(&folder).unwrap();
+    let made = folder_of("full", &full_manifest("full"));
+    fs::rename(made.path(), folder.join("mine")).unwrap();
+    let one = ArrayFile::open(&bench.gather, &Limits::default()).unwrap().read::<f32>(0..5).unwrap();
+    let mut stack = Array4::<f32>::zeros((3, 5, 1000, 70));
+    stack.outer_iter_mut().for_each(|mut g| g.assign(&one));
+    stack.slice_mut(s![1, .., .., ..]).mapv_inplace(|x| 2.0 * x);
+    let gathers = bench.path("stack.npy");
+    write_array(&gathers, stack.view()).unwrap();
+    let predict = |more: &[&str]| {
+        let mut command = fwi();
+        command.env("FWI_PRIORS", &folder).args(["prior", "predict", "--prior", "mine", "-o"]);
+        command.arg(bench.path("maps.h5")).arg("--errors").arg(bench.path("errors.npy")).arg(&gathers).args(more);
+        let done = run(&mut command);
+        assert_eq!(done.0, 0, "{}", done.2);
+        done
+    };
+    let read = |name: &str| {
+        let mut file = ArrayFile::open(bench.path(name), &Limits::default()).unwrap();
+        assert_eq!(file.shape(), [3, 70, 70]);
+        file.read::<f32>(0..3).unwrap()
+    };
+    let (_, out, err) = predict(&["--threads", "2"]);
+    assert_eq!(out.lines().count(), 3);
+    assert!(out.starts_with("stack_0: ") && out.contains("; FlatVel_A 75%, Style_B 25%"), "{out}");
+    assert!(err.contains("averaged with the mirrored gather's"), "{err}");
+    let (flipped, errors) = (read("maps.h5"), read("errors.npy"));
+    assert!(errors.iter().all(|&e| (0.0..=100.0).contains(&e)) && errors.iter().any(|&e| e > 50.0));
+    assert_eq!(flipped.slice(s![0, .., ..]), flipped.slice(s![2, .., ..]));
+    assert_ne!(flipped.slice(s![0, .., ..]), flipped.slice(s![1, .., ..]));
+    predict(&["--threads", "1"]);
+    assert_eq!(read("maps.h5"), flipped);
+    let (_, _, err) = predict(&["--tta", "off"]);
+    assert!(!err.contains("mirrored") && read("maps.h5") != flipped, "{err}");
+    let mut list = fwi();
+    let (code, out, _) = run(list.env("FWI_PRIORS", &folder).args(["prior", "list"]));
+    assert!(code == 0 && out.contains("mine 7: a test's (MIT)"), "{out}");
+    let (code, out, err) = run(fwi().env("FWI_PRIORS", &folder).args(["prior", "inspect", "mine"]));
+    assert_eq!(code, 0, "{err}");
+    for words in ["full 7: a test's", "real maps, m/s (maps): FlatVel_A 12.5 (3)", "one sample of 2", "Slice 1"] {
+        assert!(out.contains(words), "{words}: {out}");
+    }
+}
+
+#[test]
+fn several_priors_are_combined() {
+    let bench = Bench::new();
+    let list = format!("{},{}", fixture("plain").display(), fixture("symmetric").display());
+    let (code, _, err) = run(predict(&bench, "out.npy").args(["--prior", &list, "--combine", "median"]));
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("median of plain (sha256"), "{err}");
+    assert!((map(&bench.path("out.npy")) - trial_map()).iter().all(|d| d.abs() < 100.0));
+}
+
+#[test]
+fn mistakes_have_their_exit_codes() {
+    let bench = Bench::new();
+    let fails = |command: &mut Command, code: i32, words: &str| {
+        let (found, _, err) = run(command);
+        assert_eq!(found, code, "{err}");
+        let last = err.lines().last().unwrap_or_default();
+        assert!(last.starts_with("fwi: ") && last.contains(words), "{words}: {err}");
+        assert!(!err.contains("panicked"), "{err}");
+    };
+    fails(predict(&bench, "o.npy").args(["--prior", "nobody"]), 2, "no prior is called \"nobody\"");
+    fails(predict(&bench, "o.npy").args(["--prior", "no/such.onnx"]), 4, "check the name");
+    fails(predict(&bench, "o.npy").arg("--prior").arg(&bench.gather), 3, "is no ONNX model");
+    fails(predict(&bench, "o.npy").arg("--prior").arg(fixture("nan")), 3, "predicts NaN");
+    let looped = fixture("loop");
+    fails(predict(&bench, "o.npy").args(["--onnx-runtime", "tract", "--prior"]).arg(looped), 3, "does not know: Loop");
+    let huge = fixture("huge");
+    fails(predict(&bench, "o.npy").args(["--max-memory", "500M", "--prior"]).arg(huge), 5, "--max-memory");
+    let plain = fixture("plain");
+    let errors = bench.path("e.npy");
+    fails(predict(&bench, "o.npy").arg("--prior").arg(&plain).arg("--errors").arg(errors), 2, "leave it out");
+    fails(predict(&bench, "o.txt").arg("--prior").arg(&plain), 2, ".npy");
+    fails(predict(&bench, "gather.npy").arg("--prior").arg(&plain), 2, "would be overwritten");
+    fails(predict(&bench, "o.npy").arg("--prior").arg(&plain).args(["--png", "o.gif"]), 2, "figures are PNG");
+    fails(predict(&bench, "o.npy").arg("--prior").arg(&plain).args(["--onnx-runtime", "/no.so"]), 2, "/no.so");
+    fails(fwi().arg("prior-worker"), 2, "for fwi itself");
+    assert!(!bench.path("o.npy").exists());
+}
+
+/// An inversion that starts from a prior is the one that starts from the map it predicts.
+#[test]
+fn an_inversion_starts_from_a_prior() {
+    let bench = Bench::new();
+    let plain = fixture("plain");
+    assert_eq!(run(predict(&bench, "start.npy").arg("--prior").arg(&plain)).0, 0);
+    let invert = |dir: &str, start: &[&std::ffi::OsStr]| {
+        let mut command = fwi();
+        command.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path(dir)).args(["--max-evals", "4"]).args(start);
+        let (code, _, err) = run(&mut command);
+        assert_eq!(code, 0, "{err}");
+        let text = fs::read_to_string(bench.path(dir).join("result.json")).unwrap();
+        (serde_json::from_str::<serde_json::Value>(&text).unwrap(), map(&bench.path(dir).join("velocity.npy")), err)
+    };
+    let (result, found, err) = invert("prior", &["--prior".as_ref(), plain.as_ref()]);
+    assert_eq!(result["start"], "prior");
+    assert!(result["prior"]["description"].as_str().unwrap().starts_with("plain (sha256"), "{result}");
+    assert!(err.contains("prior: plain") && err.contains("for the prior, before the inversion"), "{err}");
+    let start = bench.path("start.npy");
+    let (result, wanted, _) = invert("map", &["--start".as_ref(), start.as_ref()]);
+    assert_eq!(result["prior"], serde_json::Value::Null);
+    assert_eq!(found, wanted);
+    let (result, gradient, _) = invert("gradient", &["--start".as_ref(), "gradient".as_ref()]);
+    assert_eq!(result["start"], "gradient");
+    assert_ne!(found, gradient);
+    let mut both = fwi();
+    both.arg("invert").arg(&bench.gather).args(["-o", "x", "--start", "gradient", "--prior", "y"]);
+    assert_eq!(run(&mut both).0, 2);
+}
+
+#[test]
+fn a_batch_starts_from_a_prior() {
+    let bench = Bench::new();
+    let plain = fixture("plain");
+    let mut batch = fwi();
+    batch.arg("batch").arg(&bench.gather).arg("-o").arg(bench.path("batch")).args(["--max-evals", "4"]);
+    let (code, _, err) = run(batch.arg("--prior").arg(&plain));
+    assert_eq!(code, 0, "{err}");
+    let mut invert = fwi();
+    invert.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path("one")).args(["--max-evals", "4"]);
+    assert_eq!(run(invert.arg("--prior").arg(&plain)).0, 0);
+    assert_eq!(map(&bench.path("batch/velocity/gather.npy")), map(&bench.path("one/velocity.npy")));
+    let text = fs::read_to_string(bench.path("batch/summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(summary["prior"].as_str().unwrap().starts_with("plain (sha256"), "{summary}");
+}
