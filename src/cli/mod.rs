@@ -3,8 +3,10 @@
 mod batch;
 mod batchdir;
 mod check;
+mod classify;
 mod doctor;
 mod engine;
+mod evaluate;
 mod forward;
 mod gather_list;
 mod gpu_check;
@@ -63,6 +65,8 @@ enum Command {
     GpuCheck(gpu_check::Args),
     /// Priors, networks that predict a map from a gather: list, inspect, predict
     Prior(prior::Args),
+    /// Tell the families of gathers
+    Classify(classify::Args),
     /// Draw maps, gathers and logs as PNG
     Plot(plot::Args),
     /// Tell what this machine offers: instruction sets, cores, memory, versions
@@ -82,6 +86,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Check(args) => check::run(args),
         Command::GpuCheck(args) => gpu_check::run(args),
         Command::Prior(args) => prior::run(args),
+        Command::Classify(args) => classify::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Doctor => doctor::run(),
         #[cfg(unix)]

@@ -28,6 +28,8 @@ enum Command {
     Inspect(Inspect),
     /// Predict velocity maps
     Predict(Predict),
+    /// Measure a prior's error by family, and how well gathers are classified
+    Evaluate(Box<super::evaluate::Args>),
 }
 
 #[derive(clap::Args)]
@@ -81,6 +83,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::List => list(),
         Command::Inspect(args) => inspect(&args),
         Command::Predict(args) => predict(&args),
+        Command::Evaluate(args) => super::evaluate::run(&args),
     }
 }
 
@@ -151,9 +154,7 @@ fn predict(args: &Predict) -> Result<ExitCode> {
     let survey = Survey::openfwi();
     check_outputs(args)?;
     let jobs = gather_list::list(&args.gathers, &survey)?;
-    let StartFrom::Priors(names) = StartFrom::resolve(Some("prior"), &args.prior)? else {
-        unreachable!("\"prior\" resolves to priors")
-    };
+    let names = StartFrom::priors(&args.prior)?;
     let opened = args.options.open(&names, args.threads, memory_limit(args.max_memory), args.quiet)?;
     args.say(&format!("prior: {}", opened.prior.describe()));
     args.say(&format!("memory: {} for the prior", opened.memory));

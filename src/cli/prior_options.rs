@@ -81,6 +81,14 @@ impl StartFrom {
         }
     }
 
+    /// The priors that are named, or else the one in the binary.
+    pub fn priors(names: &[String]) -> Result<Vec<String>> {
+        match names {
+            [] => registry::default_prior().map(|b| vec![b.name.to_string()]).ok_or_else(no_prior),
+            names => Ok(names.to_vec()),
+        }
+    }
+
     /// For results: "gradient", "prior" or the file.
     pub fn name(&self) -> String {
         match self {

@@ -97,7 +97,8 @@ pub fn classify(survey: &Survey, observed: &Observed, prediction: &Prediction) -
     if let Some(rms) = mirror {
         constrain(&mut families, rms < MIRROR_RMS);
     }
-    let likeliest = |of: &[(Family, f64)]| of.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Family::FlatVelA, |p| p.0);
+    let likeliest =
+        |of: &[(Family, f64)]| of.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Family::FlatVelA, |p| p.0);
     let share = |group: Group| families.iter().filter(|(f, _)| Group::of(*f) == group).map(|p| p.1).sum::<f64>();
     let group = Group::ALL.into_iter().max_by(|a, b| share(*a).total_cmp(&share(*b))).unwrap_or(Group::Layered);
     // a family of the group that was found, even where another single family has more

@@ -3,10 +3,13 @@
 //! A map is drawn from its family, a seed and a number, and from nothing else: the same three give the same map on any
 //! machine, with any number of threads, in any order.
 
+mod baseline;
 mod curve;
 mod fault;
 mod layers;
 mod texture;
+
+pub use baseline::best_gradient_mae;
 
 use crate::Family;
 use ndarray::Array2;

@@ -1,0 +1,211 @@
+//! `fwi prior evaluate`: how far a prior's maps are from true ones, by family, and how well gathers are classified.
+
+use super::engine::Engine;
+use super::note;
+use super::prior_options::{PriorOptions, StartFrom, memory_limit};
+use super::tell;
+use fwi::family::{Classification, Group, classify};
+use fwi::io::{Limits, Maps, write_atomic};
+use fwi::prior::{Prediction, predict_one};
+use fwi::synth::{best_gradient_mae, draw};
+use fwi::{Error, Family, Model, Observed, Prior, Propagator, Result, Survey};
+use ndarray::Array2;
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Evaluate a prior.
+#[derive(clap::Args)]
+pub struct Args {
+    /// True maps of a family, as in CurveVel_A=maps.npy; may be given several times
+    #[arg(long, value_name = "FAMILY=MAPS", value_parser = parse_maps)]
+    maps: Vec<(Family, PathBuf)>,
+    /// Synthetic maps of each family [default: 20 without --maps]
+    #[arg(long, value_name = "N")]
+    synthetic: Option<u64>,
+    /// Seed of the synthetic maps
+    #[arg(long, default_value = "999")]
+    seed: u64,
+    /// Name of a prior, an ONNX file, a manifest or its folder; several are combined [default: the one in this binary]
+    #[arg(long, value_name = "NAME|FILE,..", value_delimiter = ',')]
+    prior: Vec<String>,
+    /// Where the figures go as JSON, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    options: PriorOptions,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+fn parse_maps(text: &str) -> std::result::Result<(Family, PathBuf), String> {
+    let (family, path) = text.split_once('=').ok_or("write FAMILY=FILE, as in CurveVel_A=maps.npy")?;
+    Ok((family.parse().map_err(|e: Error| e.to_string())?, path.into()))
+}
+
+/// Maps modelled and predicted at a time.
+const BLOCK: usize = 8;
+
+/// What came of one map.
+struct Case {
+    mae: f64,
+    expected: Option<f64>,
+    truth: Group,
+    found: Classification,
+}
+
+/// A family's maps, where they come from and what came of them.
+struct Table {
+    family: Family,
+    real: bool,
+    gradient: f64,
+    cases: Vec<Case>,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let survey = Survey::openfwi();
+    let names = StartFrom::priors(&args.prior)?;
+    let opened = args.options.open(&names, args.engine.threads, memory_limit(args.engine.max_memory), false)?;
+    note(format_args!("prior: {}", opened.prior.describe()));
+    let propagator = args.engine.propagator(survey.clone())?;
+    note(format_args!("engine: {}; memory: {} for the prior", propagator.describe(), opened.memory));
+    let mut tables = vec![];
+    for (family, path) in &args.maps {
+        let mut file = Maps::open(path, survey.map_shape(), &Limits::default())?;
+        let maps = (0..file.len()).map(|i| file.get(i)).collect::<Result<Vec<_>>>()?;
+        tables.push(table(*family, true, maps, &*propagator, &*opened.prior, &survey)?);
+    }
+    let synthetic = args.synthetic.unwrap_or(if args.maps.is_empty() { 20 } else { 0 });
+    for family in Family::ALL {
+        let maps: Vec<_> = (0..synthetic).map(|i| draw(family, args.seed, i).mapv(f64::from)).collect();
+        if !maps.is_empty() {
+            tables.push(table(family, false, maps, &*propagator, &*opened.prior, &survey)?);
+        }
+    }
+    show(&tables)?;
+    confusion(&tables)?;
+    if let Some(path) = &args.json {
+        let text = serde_json::to_vec_pretty(&as_json(&tables, opened.prior.describe())).expect("plain values");
+        write_atomic(path, |w| w.write_all(&text))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(
+    family: Family,
+    real: bool,
+    maps: Vec<Array2<f64>>,
+    propagator: &dyn Propagator,
+    prior: &dyn Prior,
+    survey: &Survey,
+) -> Result<Table> {
+    let mut cases = vec![];
+    for block in maps.chunks(BLOCK) {
+        let models: Vec<Model> = block.iter().map(|m| Model::from_map(m.clone())).collect();
+        for model in &models {
+            survey.check_velocities(model.vmin, model.vmax(), model.vmin)?;
+        }
+        let gathers = propagator.forward(&models)?;
+        let one = |(map, gather)| case(family, map, Observed::new(gather), prior, survey);
+        let panicked = || Err(Error::Numerical("the prediction panicked".into()));
+        let found: Vec<Result<Case>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = block.iter().zip(gathers).map(|pair| scope.spawn(move || one(pair))).collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
+        });
+        cases.extend(found.into_iter().collect::<Result<Vec<_>>>()?);
+    }
+    Ok(Table { family, real, gradient: best_gradient_mae(&maps), cases })
+}
+
+fn case(family: Family, map: &Array2<f64>, observed: Observed, prior: &dyn Prior, survey: &Survey) -> Result<Case> {
+    let prediction: Prediction = predict_one(prior, &observed)?;
+    let mean = |sum: f64| sum / map.len() as f64;
+    let mae = mean(map.iter().zip(&prediction.velocity).map(|(a, b)| (a - f64::from(*b)).abs()).sum());
+    let expected = prediction.error.as_ref().map(|e| mean(e.iter().map(|&e| f64::from(e)).sum()));
+    let truth = Group::of_map(family, &map.mapv(|v| v as f32));
+    Ok(Case { mae, expected, truth, found: classify(survey, &observed, &prediction) })
+}
+
+impl Table {
+    fn mean(&self, of: impl Fn(&Case) -> f64) -> f64 {
+        self.cases.iter().map(of).sum::<f64>() / self.cases.len() as f64
+    }
+
+    fn median(&self) -> f64 {
+        let mut all: Vec<f64> = self.cases.iter().map(|c| c.mae).collect();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    }
+
+    fn family_right(&self) -> f64 {
+        self.mean(|c| f64::from(c.found.family == self.family))
+    }
+
+    fn group_right(&self) -> f64 {
+        self.mean(|c| f64::from(c.found.group == c.truth))
+    }
+
+    fn expected(&self) -> Option<f64> {
+        self.cases[0].expected?;
+        Some(self.mean(|c| c.expected.unwrap_or(0.0)))
+    }
+
+    fn origin(&self) -> &'static str {
+        if self.real { "given" } else { "synthetic" }
+    }
+}
+
+fn show(tables: &[Table]) -> Result<()> {
+    tell("Errors in m/s; gradient: the best velocity growing with depth, one for all maps of a line")?;
+    tell("family        maps       count     MAE  median  expected  gradient  ratio  family  group")?;
+    for t in tables {
+        let mae = t.mean(|c| c.mae);
+        let expected = t.expected().map_or("-".into(), |e| format!("{e:.1}"));
+        tell(format_args!(
+            "{:12}  {:9} {:6} {mae:7.1} {:7.1} {expected:>9} {:9.1} {:6.1} {:6.0}% {:5.0}%",
+            t.family,
+            t.origin(),
+            t.cases.len(),
+            t.median(),
+            t.gradient,
+            t.gradient / mae.max(1e-9),
+            100.0 * t.family_right(),
+            100.0 * t.group_right(),
+        ))?;
+    }
+    Ok(())
+}
+
+/// Groups found (columns) against true ones (rows), over all maps.
+fn confusion(tables: &[Table]) -> Result<()> {
+    let cases = || tables.iter().flat_map(|t| &t.cases);
+    let count = |truth: Group, found: Group| cases().filter(|c| c.truth == truth && c.found.group == found).count();
+    let names: Vec<String> = Group::ALL.iter().map(|g| format!("{:>14}", g.name())).collect();
+    tell(format_args!("\ntrue group    {} found", names.join(" ")))?;
+    for truth in Group::ALL {
+        let row: Vec<String> = Group::ALL.iter().map(|&g| format!("{:14}", count(truth, g))).collect();
+        tell(format_args!("{:14}{}", truth.name(), row.join(" ")))?;
+    }
+    let right: usize = Group::ALL.iter().map(|&g| count(g, g)).sum();
+    let all = cases().count();
+    tell(format_args!("groups told right: {right} of {all}, {:.1}%", 100.0 * right as f64 / all as f64))
+}
+
+fn as_json(tables: &[Table], prior: String) -> serde_json::Value {
+    let one = |t: &Table| {
+        json!({
+            "family": t.family.name(),
+            "maps": t.origin(),
+            "count": t.cases.len(),
+            "mae": t.mean(|c| c.mae),
+            "median": t.median(),
+            "expected": t.expected(),
+            "gradient": t.gradient,
+            "family_right": t.family_right(),
+            "group_right": t.group_right(),
+            "mae_of_each": t.cases.iter().map(|c| c.mae).collect::<Vec<_>>(),
+        })
+    };
+    json!({ "prior": prior, "families": tables.iter().map(one).collect::<Vec<_>>() })
+}
