@@ -49,7 +49,7 @@ const WRONG: &[(&str, i32, &str)] = &[
     ("invert gather.npy -o d --truth shape.npy", 3, "shape.npy: holds shape"),
     ("invert gather.npy -o d --truth maps.npy", 3, "maps.npy: holds 3 velocity maps; expected one"),
     ("invert gather.npy -o d --start nan.npy", 3, "nan.npy: map 0 holds NaN"),
-    ("invert gather.npy -o d --start gradeint", 2, "gradeint: is neither \"gradient\" nor a file"),
+    ("invert gather.npy -o d --start gradeint", 2, "gradeint: is neither \"gradient\", \"prior\" nor a file"),
     ("plot short.npy", 3, "short.npy: truncated"),
     ("plot log.jsonl", 3, "log.jsonl: holds no line of an inversion's log"),
     ("plot gather.npy --index 9", 2, "there is no item 9"),
