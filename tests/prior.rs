@@ -62,7 +62,7 @@ fn other_layouts_are_refused_with_the_cure() {
 }
 
 fn masked_traces_go_in_as_zeros() {
-    let mut data = (*random_gather(2).gather).data.clone();
+    let mut data = random_gather(2).gather.data.clone();
     data[[1, 3, 7]] = f64::NAN;
     data.slice_mut(s![1, .., 8]).fill(0.0);
     let mut masked = Observed::new(Gather::new(data));
