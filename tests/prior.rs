@@ -224,8 +224,12 @@ fn predictions_do_not_depend_on_company() {
     assert_eq!(at_once, together);
 }
 
+/// ONNX Runtime, after an attempt at a library that is none: it must not matter.
 fn runtime() -> Runtime {
-    Runtime::choose(&RuntimeChoice::Auto).unwrap().0
+    assert!(Runtime::choose(&RuntimeChoice::Library(fixture("plain"))).is_err());
+    let (runtime, trouble) = Runtime::choose(&RuntimeChoice::Auto).unwrap();
+    assert!(matches!(runtime, Runtime::OnnxRuntime(_)) && trouble.is_none(), "{runtime}: {trouble:?}");
+    runtime
 }
 
 /// tract and ONNX Runtime agree; and ONNX Runtime takes what tract does not.
