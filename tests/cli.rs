@@ -193,6 +193,7 @@ const KEYS: [&str; 19] = [
     "mae",
     "masked_traces",
     "peak_memory_bytes",
+    "prior",
     "samples_used",
     "seconds",
     "settings",
