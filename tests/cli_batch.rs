@@ -154,7 +154,7 @@ fn what_is_wrong_is_said_before_anything_is_written() {
         ("batch missing.npy -o o", 4, "missing.npy: cannot read"),
         ("batch empty -o o", 3, "empty: holds no .npy file"),
         ("batch in more -o o", 2, "more/a.npy: another gather's results would have the name \"a\""),
-        ("batch in -o o --start gradeint", 2, "gradeint: is neither \"gradient\" nor a file"),
+        ("batch in -o o --start gradeint", 2, "gradeint: is neither \"gradient\", \"prior\" nor a file"),
         ("batch in -o o --bounds 1500,20000", 2, "--bounds 1500,20000: unstable"),
         ("batch in/a.npy in/b.npy -o o --truth maps.npy", 3, "holds 3 velocity maps for 2 gathers"),
         ("batch in -o o --in-flight 0", 2, "--in-flight"),

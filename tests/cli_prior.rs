@@ -47,6 +47,9 @@ fn a_file_predicts() {
     assert!(err.contains("prior: plain (sha256 ") && err.contains(", tract)"), "{err}");
     assert!(err.contains("memory: at most") && err.contains("s a prediction"), "{err}");
     assert!((map(&bench.path("out.npy")) - trial_map()).iter().all(|d| d.abs() < 100.0));
+    let mut command = predict(&bench, "out.npy");
+    let (code, _, err) = run(command.env("FWI_ONNXRUNTIME", "/no.so").arg("--prior").arg(fixture("plain")));
+    assert!(code == 0 && err.starts_with("/no.so: cannot read") && err.contains("tract instead"), "{err}");
     assert!(fs::read(png).unwrap().starts_with(b"\x89PNG"));
 }
 

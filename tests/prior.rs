@@ -1,11 +1,10 @@
-//! Priors: layouts, manifests, hostile files, both runtimes, augmentation, processes of their own.
+//! Priors: layouts, manifests, both runtimes, augmentation.
 //!
 //! The tests of ONNX Runtime need its library, 1.24 or newer: `FWI_ONNXRUNTIME` names it; where it does not they count as
 //! ignored. The networks of `tests/data/onnx` are made by the `make.py` there.
 
 mod prior_common;
 
-use fwi::prior::graph::{Graph, GraphLimits};
 use fwi::prior::layout::trial_map;
 use fwi::prior::{
     Augment, Combine, Combined, Flipped, Isolated, Network, Prediction, Runtime, RuntimeChoice, Source, WorkerLimits,
@@ -15,37 +14,10 @@ use fwi::wave::{CpuOptions, build};
 use fwi::{Error, Family, Gather, Model, Observed, Prior, Result, Survey};
 use libtest_mimic::{Arguments, Trial};
 use ndarray::{Array2, Array3, s};
-use prior_common::{fixture, folder_of, full_manifest, random_gather, worker};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use prior_common::{expected, fixture, folder_of, full_manifest, furthest, open, problem, random_gather, worker};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
-
-fn open(path: &Path) -> Result<Network> {
-    Network::open(&Source::of(path)?, &Runtime::Tract, 1)
-}
-
-fn problem(path: &Path) -> String {
-    match open(path) {
-        Ok(_) => panic!("{} was taken", path.display()),
-        Err(e) => {
-            let message = e.to_string();
-            assert!(message.starts_with(&path.display().to_string()) && !message.contains('\n'), "{message}");
-            message
-        }
-    }
-}
-
-/// What the fixtures give: the trial's map and ten times a sample of the second shot.
-fn expected(gather: &Observed, sample: usize) -> Array2<f32> {
-    let row = gather.gather.data.slice(s![1, sample, ..]).mapv(|x| 10.0 * x as f32);
-    Array2::from_shape_fn((70, 70), |(z, x)| trial_map()[[z, x]] as f32 + row[x])
-}
-
-fn furthest(a: &Array2<f32>, b: &Array2<f32>) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
 
 fn layouts_are_recognised() {
     let gather = random_gather(1);
@@ -90,7 +62,7 @@ fn other_layouts_are_refused_with_the_cure() {
 }
 
 fn masked_traces_go_in_as_zeros() {
-    let mut data = (*random_gather(2).gather).data.clone();
+    let mut data = random_gather(2).gather.data.clone();
     data[[1, 3, 7]] = f64::NAN;
     data.slice_mut(s![1, .., 8]).fill(0.0);
     let mut masked = Observed::new(Gather::new(data));
@@ -150,174 +122,6 @@ fn wrong_manifests_are_refused() {
     assert!(open(dir.path()).map(|_| ()).unwrap_err().to_string().contains("no UTF-8"));
     fs::write(dir.path().join("manifest.toml"), good.replace("full.onnx", "absent.onnx")).unwrap();
     assert!(matches!(open(dir.path()).map(|_| ()).unwrap_err(), Error::Io { .. }));
-}
-
-/// A copy of the fixture with its weights in another file, which is `content` at `location` (as long as "weights.bin").
-fn external(location: &str, prepare: impl FnOnce(&Path)) -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("model");
-    fs::create_dir(&folder).unwrap();
-    let mut bytes = fs::read(fixture("external")).unwrap();
-    let at = bytes.windows(11).position(|w| w == b"weights.bin").unwrap();
-    assert_eq!(location.len(), 11);
-    bytes[at..at + 11].copy_from_slice(location.as_bytes());
-    let path = folder.join("external.onnx");
-    fs::write(&path, bytes).unwrap();
-    prepare(&folder);
-    (dir, path)
-}
-
-fn external_data_stay_in_the_folder() {
-    let weights = fs::read(fixture("external").with_file_name("weights.bin")).unwrap();
-    let put = |name: &'static str| {
-        let weights = weights.clone();
-        move |folder: &Path| {
-            let path = folder.join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, weights).unwrap();
-        }
-    };
-    for (location, name) in
-        [("weights.bin", "weights.bin"), ("sub/abc.bin", "sub/abc.bin"), ("./abcde.bin", "abcde.bin")]
-    {
-        let (_dir, path) = external(location, put(name));
-        let gather = random_gather(4);
-        let got = predict_one(&open(&path).unwrap(), &gather).unwrap().velocity;
-        assert!(furthest(&got, &expected(&gather, 999)) < 1e-3, "{location}");
-    }
-    for location in ["../abcd.bin", "a/../bc.bin", "/tmp/ab.bin", "..\\abcd.bin"] {
-        let (_dir, path) = external(location, put("../abcd.bin"));
-        assert!(problem(&path).contains("only files inside the model's own folder"), "{location}");
-    }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::symlink;
-        let outside = |folder: &Path| {
-            put("../abcd.bin")(folder);
-            symlink("../abcd.bin", folder.join("weights.bin")).unwrap();
-        };
-        let (_dir, path) = external("weights.bin", outside);
-        assert!(problem(&path).contains("links to outside"));
-        let (_dir, path) = external("weights.bin", |f| symlink("/dev/zero", f.join("weights.bin")).unwrap());
-        assert!(problem(&path).contains("links to outside"));
-        let inside = |folder: &Path| {
-            put("other.bin")(folder);
-            symlink("other.bin", folder.join("weights.bin")).unwrap();
-        };
-        let (_dir, path) = external("weights.bin", inside);
-        open(&path).unwrap();
-    }
-    let (_dir, path) = external("weights.bin", |_| ());
-    assert!(problem(&path).contains("cannot be read"));
-    let (_dir, path) = external("weights.bin", |f| fs::create_dir(f.join("weights.bin")).unwrap());
-    assert!(problem(&path).contains("no regular file"));
-    let (_dir, path) = external("weights.bin", |f| fs::write(f.join("weights.bin"), &weights[..300]).unwrap());
-    assert!(problem(&path).contains("which has 300; the file is truncated"));
-    let bytes = fs::read(&path).unwrap();
-    let strict = GraphLimits { max_external: 299, ..GraphLimits::default() };
-    let error = Graph::parse(&bytes, &path, &strict).unwrap_err().to_string();
-    assert!(error.contains("longer than the limit"), "{error}");
-}
-
-fn truncated_and_damaged_files_are_refused_in_words() {
-    let limits = GraphLimits::default();
-    for name in ["plain", "external", "full", "loop"] {
-        let path = fixture(name);
-        let whole = fs::read(&path).unwrap();
-        for n in 0..whole.len() {
-            // the operator sets come last: a file cut within them is whole but for these
-            if let Err(e) = Graph::parse(&whole[..n], &path, &limits) {
-                assert!(matches!(e, Error::Input { .. }) && !e.to_string().contains('\n'), "{e}");
-            } else {
-                assert!(n > whole.len() - 16, "{name} cut at {n}");
-            }
-        }
-        let mut rng = StdRng::seed_from_u64(5);
-        let mut refused = 0;
-        for _ in 0..4000 {
-            let mut bytes = whole.clone();
-            for _ in 0..rng.random_range(1..5) {
-                let at = rng.random_range(0..bytes.len());
-                bytes[at] ^= 1 << rng.random_range(0..8);
-            }
-            refused += u32::from(Graph::parse(&bytes, &path, &limits).is_err());
-        }
-        assert!((400..4000).contains(&refused), "{name}: {refused}");
-    }
-    let deep = (0..100_000).fold(vec![], |mut v: Vec<u8>, _| {
-        v.extend([0x3a, 0x7f]);
-        v
-    });
-    assert!(matches!(Graph::parse(&deep, Path::new("deep.onnx"), &limits), Err(Error::Input { .. })));
-}
-
-#[cfg(unix)]
-fn isolated(path: &Path, limits: WorkerLimits) -> Result<Isolated> {
-    let (program, arguments) = worker();
-    Isolated::open(program, arguments, &Source::of(path)?, &RuntimeChoice::Tract, 1, limits)
-}
-
-/// Files that pass the first checks and yet are broken reach the runtime, in a process of its own.
-#[cfg(unix)]
-fn damaged_files_harm_nobody() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("damaged.onnx");
-    let limits = WorkerLimits { memory: 256 << 20, time: Duration::from_secs(20) };
-    let gather = random_gather(6);
-    let mut rng = StdRng::seed_from_u64(7);
-    let (mut refused, mut run) = (0, 0);
-    while run < 60 {
-        let mut bytes = fs::read(fixture(["plain", "conv_transpose", "full", "f16"][run % 4])).unwrap();
-        for _ in 0..rng.random_range(1..4) {
-            let at = rng.random_range(0..bytes.len());
-            bytes[at] ^= 1 << rng.random_range(0..8);
-        }
-        if Graph::parse(&bytes, &path, &GraphLimits::default()).is_err() {
-            continue;
-        }
-        run += 1;
-        fs::write(&path, bytes).unwrap();
-        match isolated(&path, limits).and_then(|p| predict_one(&p, &gather)) {
-            Ok(p) => assert!(p.velocity.iter().all(|v| v.is_finite() && *v > 0.0)),
-            Err(e @ (Error::Input { .. } | Error::Memory(_))) => {
-                assert!(!e.to_string().contains('\n'), "{e}");
-                refused += 1;
-            }
-            Err(e) => panic!("{e:?}"),
-        }
-    }
-    assert!(refused > 10, "{refused}");
-}
-
-#[cfg(unix)]
-fn a_process_of_its_own_gives_the_same() {
-    let dir = folder_of("full", &full_manifest("full"));
-    let gathers = [random_gather(8), random_gather(9)];
-    let (here, apart) = (open(dir.path()).unwrap(), isolated(dir.path(), WorkerLimits::default()).unwrap());
-    assert_eq!(here.info(), apart.info());
-    assert_eq!(here.predict(&gathers).unwrap(), apart.predict(&gathers).unwrap());
-    let short = Observed::new(Gather::new(Array3::ones((5, 500, 70))));
-    assert!(matches!(predict_one(&apart, &short), Err(Error::Usage(_))));
-    predict_one(&apart, &gathers[0]).unwrap();
-}
-
-#[cfg(unix)]
-fn a_process_has_its_limits() {
-    let small = WorkerLimits { memory: 400 << 20, ..WorkerLimits::default() };
-    let error = isolated(&fixture("huge"), small).map(|_| ()).unwrap_err();
-    assert!(error.to_string().contains("huge.onnx") && error.to_string().contains("--max-memory"), "{error}");
-    let hasty = WorkerLimits { time: Duration::from_micros(100), ..WorkerLimits::default() };
-    let error = isolated(&fixture("plain"), hasty).map(|_| ()).unwrap_err();
-    assert!(matches!(&error, Error::Input { problem, .. } if problem.contains("took more than")), "{error}");
-    let source = Source::of(&fixture("plain")).unwrap();
-    let start = |program: &str, arguments: &[&str]| {
-        let arguments = arguments.iter().map(|a| a.to_string()).collect();
-        let limits = WorkerLimits { time: Duration::from_secs(5), ..WorkerLimits::default() };
-        Isolated::open(program.into(), arguments, &source, &RuntimeChoice::Tract, 1, limits).map(|_| ()).unwrap_err()
-    };
-    let error = start("/bin/sh", &["-c", "echo first >&2; echo last words >&2; kill -9 $$"]).to_string();
-    assert!(error.contains("signal 9") && error.contains("last words") && !error.contains("first"), "{error}");
-    assert!(start("/nowhere/fwi", &[]).to_string().contains("cannot start"));
 }
 
 /// A prior that sees the first arrivals move: the map is the mean of shots, so that mirroring shows.
@@ -420,8 +224,12 @@ fn predictions_do_not_depend_on_company() {
     assert_eq!(at_once, together);
 }
 
+/// ONNX Runtime, after an attempt at a library that is none: it must not matter.
 fn runtime() -> Runtime {
-    Runtime::choose(&RuntimeChoice::Auto).unwrap().0
+    assert!(Runtime::choose(&RuntimeChoice::Library(fixture("plain"))).is_err());
+    let (runtime, trouble) = Runtime::choose(&RuntimeChoice::Auto).unwrap();
+    assert!(matches!(runtime, Runtime::OnnxRuntime(_)) && trouble.is_none(), "{runtime}: {trouble:?}");
+    runtime
 }
 
 /// tract and ONNX Runtime agree; and ONNX Runtime takes what tract does not.
@@ -486,18 +294,10 @@ fn main() {
         ("masked_traces_go_in_as_zeros", masked_traces_go_in_as_zeros),
         ("the_manifest_tells_how", the_manifest_tells_how),
         ("wrong_manifests_are_refused", wrong_manifests_are_refused),
-        ("external_data_stay_in_the_folder", external_data_stay_in_the_folder),
-        ("truncated_and_damaged_files_are_refused_in_words", truncated_and_damaged_files_are_refused_in_words),
         ("the_flip_is_the_gather_of_the_mirrored_map", the_flip_is_the_gather_of_the_mirrored_map),
         ("what_cannot_be_modelled_is_not_flipped", what_cannot_be_modelled_is_not_flipped),
         ("predictions_do_not_depend_on_company", predictions_do_not_depend_on_company),
         ("a_library_that_cannot_be_used_is_reported", a_library_that_cannot_be_used_is_reported),
-        #[cfg(unix)]
-        ("damaged_files_harm_nobody", damaged_files_harm_nobody),
-        #[cfg(unix)]
-        ("a_process_of_its_own_gives_the_same", a_process_of_its_own_gives_the_same),
-        #[cfg(unix)]
-        ("a_process_has_its_limits", a_process_has_its_limits),
     ];
     let with_library: Vec<(&str, fn())> = vec![
         ("both_runtimes_agree", both_runtimes_agree),

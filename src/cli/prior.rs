@@ -169,7 +169,7 @@ fn predict(args: &Predict) -> Result<ExitCode> {
             let (prediction, took) = outcome?;
             seconds.push(took);
             args.tell_prediction(job, &prediction)?;
-            sink.take(job, prediction)?;
+            sink.take(args, job, prediction)?;
         }
     }
     seconds.sort_by(f64::total_cmp);
@@ -258,7 +258,10 @@ impl Sink {
         Ok(Self { many, one: None, shown: vec![] })
     }
 
-    fn take(&mut self, job: &Job, prediction: Prediction) -> Result<()> {
+    fn take(&mut self, args: &Predict, job: &Job, prediction: Prediction) -> Result<()> {
+        if args.errors.is_some() && prediction.error.is_none() {
+            return Err(Error::Usage("--errors: this prior does not tell what error it expects; leave it out".into()));
+        }
         if self.shown.len() < SHEET {
             self.shown.push((job.id.clone(), prediction.velocity.mapv(f64::from)));
         }
@@ -267,9 +270,9 @@ impl Sink {
             return Ok(());
         };
         maps.append(prediction.velocity.view())?;
-        match errors {
-            Some(errors) => errors.append(prediction.error.as_ref().ok_or_else(no_errors)?.view()),
-            None => Ok(()),
+        match (errors, &prediction.error) {
+            (Some(errors), Some(error)) => errors.append(error.view()),
+            _ => Ok(()),
         }
     }
 
@@ -277,8 +280,8 @@ impl Sink {
         let survey = Survey::openfwi();
         if let Some(p) = &self.one {
             write_array(&args.output, p.velocity.view())?;
-            if let Some(path) = &args.errors {
-                write_array(path, p.error.as_ref().ok_or_else(no_errors)?.view())?;
+            if let (Some(path), Some(error)) = (&args.errors, &p.error) {
+                write_array(path, error.view())?;
             }
         }
         if let Some((maps, errors)) = self.many {
@@ -296,8 +299,4 @@ impl Sink {
         };
         write_atomic(png, |w| w.write_all(&figure))
     }
-}
-
-fn no_errors() -> Error {
-    Error::Usage("--errors: this prior does not tell what error it expects; leave it out".into())
 }

@@ -178,22 +178,25 @@ impl PriorOptions {
                 trouble.filter(|_| !quiet).iter().for_each(note);
                 bundled.open(&runtime, threads).map(Ready::Here)
             }
-            Found::Files(source) => self.apart(&source, threads, memory),
+            Found::Files(source) => self.apart(&source, threads, memory, quiet),
         }
     }
 
     /// Files of others are opened by a second process of this program.
     #[cfg(unix)]
-    fn apart(&self, source: &Source, threads: usize, memory: u64) -> Result<Ready> {
+    fn apart(&self, source: &Source, threads: usize, memory: u64, quiet: bool) -> Result<Ready> {
         let program = std::env::current_exe().map_err(|e| Error::io("fwi", "find", e))?;
         let limits = WorkerLimits { memory, ..WorkerLimits::default() };
         let arguments = vec![WORKER.to_string()];
-        Isolated::open(program, arguments, source, &self.onnx_runtime, threads, limits).map(Ready::Apart)
+        let worker = Isolated::open(program, arguments, source, &self.onnx_runtime, threads, limits)?;
+        worker.trouble().filter(|_| !quiet).iter().for_each(note);
+        Ok(Ready::Apart(worker))
     }
 
     #[cfg(not(unix))]
-    fn apart(&self, source: &Source, threads: usize, _: u64) -> Result<Ready> {
-        let (runtime, _) = Runtime::choose(&self.onnx_runtime)?;
+    fn apart(&self, source: &Source, threads: usize, _: u64, quiet: bool) -> Result<Ready> {
+        let (runtime, trouble) = Runtime::choose(&self.onnx_runtime)?;
+        trouble.filter(|_| !quiet).iter().for_each(note);
         Network::open(source, &runtime, threads).map(Ready::Here)
     }
 }

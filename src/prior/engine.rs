@@ -126,6 +126,7 @@ struct OnnxRuntime {
     input: String,
     shape: Vec<usize>,
     half: bool,
+    version: String,
     device: &'static str,
     // running takes the session mutably
     session: Mutex<Session>,
@@ -170,6 +171,7 @@ impl OnnxRuntime {
             input: layout.input.clone(),
             shape: layout.shape.clone(),
             half: layout.half,
+            version: loaded.version.clone(),
             device,
             session: Mutex::new(session),
         })
@@ -202,7 +204,7 @@ impl OnnxRuntime {
 
 impl Engine for OnnxRuntime {
     fn describe(&self) -> String {
-        format!("ONNX Runtime, {}", self.device)
+        format!("ONNX Runtime {}, {}", self.version, self.device)
     }
 
     fn run(&self, input: &[f32]) -> Result<Outputs> {

@@ -50,7 +50,7 @@ const READINGS: [(f32, f32, &str); 3] =
 const NEAR: f64 = 800.0;
 
 /// What to do about a network that is not understood.
-const CURE: &str = "write a manifest.toml beside it (the documentation of fwi::prior lists the keys)";
+const CURE: &str = "write a manifest.toml beside it (the documentation of fwi::prior::manifest shows the keys)";
 
 /// What a network gave: names and arrays of its outputs that hold floating-point numbers.
 pub(super) type Outputs = Vec<(String, ArrayD<f32>)>;

@@ -199,7 +199,7 @@ impl Manifest {
             let line = e.span().map(|s| 1 + text[..s.start.min(text.len())].matches('\n').count());
             let place = line.map_or(String::new(), |n| format!("line {n}: "));
             let why = e.message().replace('\n', " ");
-            Error::input(path, format!("{place}{why}; the documentation of fwi::prior lists the keys"))
+            Error::input(path, format!("{place}{why}; the documentation of fwi::prior::manifest shows the keys"))
         })?;
         manifest.check().map_err(|problem| Error::input(path, problem))?;
         Ok(manifest)

@@ -14,7 +14,7 @@ mod combine;
 mod engine;
 pub mod graph;
 pub mod layout;
-mod manifest;
+pub mod manifest;
 mod network;
 pub mod registry;
 pub mod runtime;
@@ -52,8 +52,8 @@ pub trait Prior: Send + Sync {
     /// A prediction for every gather, in order. Each depends on its own gather alone, not on the others, their number
     /// or the number of threads. Traces that are masked out go in as zeros.
     ///
-    /// Errors: [`Error::Usage`](crate::Error::Usage) for a gather of another shape than OpenFWI's,
-    /// [`Error::Input`](crate::Error::Input) when the network cannot be run or gives something other than finite
+    /// Errors: [`Error::Usage`] for a gather of another shape than OpenFWI's,
+    /// [`Error::Input`] when the network cannot be run or gives something other than finite
     /// velocities.
     fn predict(&self, gathers: &[Observed]) -> Result<Vec<Prediction>>;
 

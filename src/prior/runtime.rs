@@ -6,11 +6,14 @@
 
 use crate::io::guard::guarded;
 use crate::{Error, Result};
+use libloading::Library;
 use ort::environment::Environment;
 use ort::ep::ExecutionProvider;
 use ort::logging::LogLevel;
+use ort::sys::OrtApiBase;
 use serde::{Deserialize, Serialize};
 use std::env;
+use std::ffi::CStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -55,6 +58,7 @@ pub enum Runtime {
 pub struct Loaded {
     pub(super) environment: Environment,
     path: PathBuf,
+    pub(super) version: String,
     /// Whether the library was built for CUDA; whether there is a device shows when a network is loaded.
     pub(super) cuda: bool,
 }
@@ -89,7 +93,8 @@ impl fmt::Display for Runtime {
         match self {
             Self::Tract => write!(f, "tract (built in)"),
             Self::OnnxRuntime(l) => {
-                write!(f, "ONNX Runtime {}, {}", l.path.display(), if l.cuda { "CUDA or CPU" } else { "CPU" })
+                let device = if l.cuda { "CUDA or CPU" } else { "CPU" };
+                write!(f, "ONNX Runtime {} ({}), {device}", l.version, l.path.display())
             }
         }
     }
@@ -108,24 +113,49 @@ fn candidates() -> Vec<PathBuf> {
 
 /// Loads a library, once in a process.
 fn load(path: &Path) -> std::result::Result<Loaded, String> {
-    static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+    static LOADED: Mutex<Option<std::result::Result<Loaded, String>>> = Mutex::new(None);
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    // the real file's name tells the version
     let real = path.canonicalize().map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
     if let Some(loaded) = &*loaded {
+        let loaded = loaded.clone()?;
         let other = || format!("{} is in use already, so {} cannot be", loaded.path.display(), path.display());
         return if loaded.path == real { Ok(loaded.clone()) } else { Err(other()) };
     }
+    let fail = |e: String| {
+        let problem = one_line(&e);
+        format!("{}: cannot be used as ONNX Runtime 1.24 or newer: {problem}", path.display())
+    };
+    let version = version(&real).map_err(fail)?;
     let made = guarded(|| {
         let builder = ort::init_from(&real).map_err(|e| e.to_string())?;
         let environment = builder.with_name("fwi").with_telemetry(false).build().map_err(|e| e.to_string())?;
         environment.set_log_level(LogLevel::Fatal);
         let cuda = ort::ep::CUDA::is_available().unwrap_or(false);
-        Ok(Loaded { environment, path: real.clone(), cuda })
+        Ok(Loaded { environment, path: real.clone(), version, cuda })
     })
-    .map_err(|e| format!("{}: cannot be used as ONNX Runtime 1.24 or newer: {}", path.display(), one_line(&e)))?;
-    *loaded = Some(made.clone());
-    Ok(made)
+    .map_err(fail);
+    loaded.insert(made).clone()
+}
+
+/// The version that a library says it has, if `ort` will take it. Asked first, since `ort` 2.0.0-rc.14 takes a library
+/// that failed to load for a loaded one when asked again.
+fn version(path: &Path) -> std::result::Result<String, String> {
+    // SAFETY: this runs the initialisers of a library that the user names, or the system holds under this name
+    let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
+    // SAFETY: a symbol of this name is ONNX Runtime's, with this signature
+    let base = unsafe { library.get::<unsafe extern "C" fn() -> *const OrtApiBase>(b"OrtGetApiBase") };
+    let base = base.map_err(|_| "it does not export OrtGetApiBase".to_string())?;
+    // SAFETY: the structure has had this form since the first version; its string is static
+    let text = unsafe {
+        let base = base().as_ref().ok_or("it has no interface")?;
+        CStr::from_ptr((base.GetVersionString)())
+    };
+    let text = text.to_str().map_err(|_| "its version is no text")?.to_string();
+    let mut parts = text.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let recent = parts.next() == Some(1) && parts.next().is_some_and(|minor| minor >= 24);
+    // stays loaded, as `ort` will have it
+    std::mem::forget(library);
+    if recent { Ok(text) } else { Err(format!("it is version {text}")) }
 }
 
 /// Messages of the runtimes may run over several lines and pages; errors here are one.

@@ -4,7 +4,6 @@
 //! the parent limits its time. Both talk over a socket, the child's standard input: frames of a length (u32, little
 //! endian) and so many bytes in postcard's encoding.
 
-use super::manifest::Augment;
 use super::network::{Info, Network, Source};
 use super::runtime::{Runtime, RuntimeChoice, one_line};
 use super::{MAP, Prediction, Prior, RECEIVERS, SAMPLES, SHOTS};
@@ -51,7 +50,8 @@ struct Opening {
 /// An answer of the child.
 #[derive(Serialize, Deserialize)]
 enum Reply {
-    Ready(Box<Info>),
+    /// With what stood in the way of a library of ONNX Runtime.
+    Ready(Box<Info>, Option<String>),
     Predicted(Flat),
     Failed(Failure),
 }
@@ -152,14 +152,14 @@ pub fn serve() -> Result<()> {
     let mut stream: UnixStream = io::stdin().as_fd().try_clone_to_owned().map_err(fail)?.into();
     let Some(opening) = receive::<Opening>(&mut stream, None).map_err(fail)? else { return Ok(()) };
     let network = limit(opening.memory).and_then(|()| {
-        let (runtime, _) = Runtime::choose(&opening.runtime)?;
-        Network::open(&opening.source, &runtime, opening.threads)
+        let (runtime, trouble) = Runtime::choose(&opening.runtime)?;
+        Ok((Network::open(&opening.source, &runtime, opening.threads)?, trouble))
     });
-    let network = match network {
-        Ok(network) => network,
+    let (network, trouble) = match network {
+        Ok(opened) => opened,
         Err(e) => return send(&mut stream, &Reply::Failed(Failure::of(e))).map_err(fail),
     };
-    send(&mut stream, &Reply::Ready(Box::new(network.info().clone()))).map_err(fail)?;
+    send(&mut stream, &Reply::Ready(Box::new(network.info().clone()), trouble)).map_err(fail)?;
     while let Some(samples) = receive::<Vec<f32>>(&mut stream, None).map_err(fail)? {
         let reply = match network.predict_samples(&samples) {
             Ok(p) => Reply::Predicted(flat(p)),
@@ -222,6 +222,7 @@ pub struct Isolated {
     opening: Opening,
     limits: WorkerLimits,
     info: Info,
+    trouble: Option<String>,
     worker: Mutex<Option<Worker>>,
 }
 
@@ -238,8 +239,8 @@ impl Isolated {
         limits: WorkerLimits,
     ) -> Result<Self> {
         let opening = Opening { source: source.clone(), runtime: runtime.clone(), threads, memory: limits.memory };
-        let (worker, info) = Worker::start(&program, &arguments, &opening, limits)?;
-        Ok(Self { program, arguments, opening, limits, info, worker: Mutex::new(Some(worker)) })
+        let (worker, info, trouble) = Worker::start(&program, &arguments, &opening, limits)?;
+        Ok(Self { program, arguments, opening, limits, info, trouble, worker: Mutex::new(Some(worker)) })
     }
 
     /// What is known about the network.
@@ -247,9 +248,9 @@ impl Isolated {
         &self.info
     }
 
-    /// Test-time augmentation that the manifest asks for.
-    pub fn augment(&self) -> Augment {
-        self.info.augment()
+    /// What stood in the way of a library of ONNX Runtime that was found, see [`Runtime::choose`].
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
     fn predict_one(&self, gather: &Observed) -> Result<Prediction> {
@@ -270,7 +271,7 @@ impl Isolated {
                 *slot = Some(worker);
                 Err(failure.error())
             }
-            Ok(Reply::Ready(_)) => Err(worker.end(&self.opening, self.limits, ErrorKind::InvalidData.into())),
+            Ok(Reply::Ready(..)) => Err(worker.end(&self.opening, self.limits, ErrorKind::InvalidData.into())),
             Err(e) => Err(worker.end(&self.opening, self.limits, e)),
         }
     }
@@ -292,7 +293,12 @@ impl Prior for Isolated {
 }
 
 impl Worker {
-    fn start(program: &PathBuf, arguments: &[String], opening: &Opening, limits: WorkerLimits) -> Result<(Self, Info)> {
+    fn start(
+        program: &PathBuf,
+        arguments: &[String],
+        opening: &Opening,
+        limits: WorkerLimits,
+    ) -> Result<(Self, Info, Option<String>)> {
         let fail = |e: io::Error| Error::io(program, "start", e);
         let (ours, theirs) = UnixStream::pair().map_err(fail)?;
         let mut child = Command::new(program)
@@ -308,7 +314,7 @@ impl Worker {
         let last_words = std::thread::spawn(move || last_line(stderr));
         let mut worker = Self { child, stream: ours, last_words: Some(last_words) };
         match worker.ask(opening, limits.time) {
-            Ok(Reply::Ready(info)) => Ok((worker, *info)),
+            Ok(Reply::Ready(info, trouble)) => Ok((worker, *info, trouble)),
             Ok(Reply::Failed(failure)) => Err(failure.error()),
             Ok(Reply::Predicted(_)) => Err(worker.end(opening, limits, ErrorKind::InvalidData.into())),
             Err(e) => Err(worker.end(opening, limits, e)),

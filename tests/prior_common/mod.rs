@@ -1,8 +1,10 @@
 //! Networks, manifests and gathers for the tests of priors.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use fwi::{Gather, Observed, Survey};
-use ndarray::Array3;
+use fwi::prior::layout::trial_map;
+use fwi::prior::{Network, Runtime, Source};
+use fwi::{Gather, Observed, Result, Survey};
+use ndarray::{Array2, Array3, s};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -52,4 +54,32 @@ pub fn folder_of(name: &str, manifest: &str) -> tempfile::TempDir {
 /// The program whose process runs priors, and its argument.
 pub fn worker() -> (PathBuf, Vec<String>) {
     (assert_cmd::cargo::cargo_bin!("fwi").to_path_buf(), vec!["prior-worker".into()])
+}
+
+/// The network of a file, in tract.
+pub fn open(path: &Path) -> Result<Network> {
+    Network::open(&Source::of(path)?, &Runtime::Tract, 1)
+}
+
+/// Why a file is refused: one line that names it.
+pub fn problem(path: &Path) -> String {
+    match open(path) {
+        Ok(_) => panic!("{} was taken", path.display()),
+        Err(e) => {
+            let message = e.to_string();
+            assert!(message.starts_with(&path.display().to_string()) && !message.contains('\n'), "{message}");
+            message
+        }
+    }
+}
+
+/// What the fixtures give: the trial's map and ten times a sample of the second shot.
+pub fn expected(gather: &Observed, sample: usize) -> Array2<f32> {
+    let row = gather.gather.data.slice(s![1, sample, ..]).mapv(|x| 10.0 * x as f32);
+    Array2::from_shape_fn((70, 70), |(z, x)| trial_map()[[z, x]] as f32 + row[x])
+}
+
+/// Largest difference.
+pub fn furthest(a: &Array2<f32>, b: &Array2<f32>) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
