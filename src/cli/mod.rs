@@ -15,6 +15,7 @@ mod options;
 mod plot;
 mod rundir;
 mod stream;
+mod synth;
 mod tally;
 
 use clap::{Parser, Subcommand};
@@ -55,6 +56,8 @@ enum Command {
     Batch(batch::Args),
     /// Model the gathers of velocity maps
     Forward(forward::Args),
+    /// Make sets of synthetic maps with their gathers, to train on
+    Synth(synth::Args),
     /// Replay a gather from a map and compare, or test the adjoint on this machine
     Check(check::Args),
     /// Compare a GPU's kernels with the CPU's, and time them
@@ -71,6 +74,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Invert(args) => invert::run(args),
         Command::Batch(args) => batch::run(args),
         Command::Forward(args) => forward::run(args),
+        Command::Synth(args) => synth::run(args),
         Command::Check(args) => check::run(args),
         Command::GpuCheck(args) => gpu_check::run(args),
         Command::Plot(args) => plot::run(args),

@@ -69,7 +69,8 @@ pub fn stream<A: Send, B: Send, C: Send>(
         let issue = move || {
             for (place, first) in (0..n).step_by(flow.block).enumerate() {
                 let block: Vec<usize> = (first..(first + flow.block).min(n)).collect();
-                if permits.recv().is_err() || stop.load(Ordering::Relaxed) || to_read.send((place, Ok(block))).is_err() {
+                if permits.recv().is_err() || stop.load(Ordering::Relaxed) || to_read.send((place, Ok(block))).is_err()
+                {
                     return;
                 }
             }
@@ -250,8 +251,7 @@ mod tests {
             stop.store(lock(&written).len() >= 5, Ordering::Relaxed);
             Ok(())
         };
-        let done =
-            stream(10_000, Flow::of(&p, 1000), &stop, read, |m: Vec<Model>| p.forward(&m), Ok, write).unwrap();
+        let done = stream(10_000, Flow::of(&p, 1000), &stop, read, |m: Vec<Model>| p.forward(&m), Ok, write).unwrap();
         let written = lock(&written);
         assert!((5..100).contains(&done) && written.len() == done, "{done}");
         assert!(written.iter().enumerate().all(|(i, &v)| v == 100.0 + i as f64));

@@ -205,9 +205,10 @@ fn hdf5_create(path: &Path, item: &[usize], dtype: DType, bare: bool) -> Result<
     Ok((file, dataset))
 }
 
-fn hdf5_call(call: impl FnOnce() -> Result<(), Hdf5Error>) -> io::Result<()> {
+/// A call of `rust-hdf5`, whose panics become errors.
+pub(crate) fn hdf5_call<T>(call: impl FnOnce() -> Result<T, Hdf5Error>) -> io::Result<T> {
     match guarded(|| Ok(call())) {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(Hdf5Error::Io(e))) => Err(e),
         Ok(Err(e)) => Err(io::Error::other(e.to_string())),
         Err(message) => Err(io::Error::other(message)),

@@ -3,6 +3,12 @@
 //! A map is drawn from its family, a seed and a number, and from nothing else: the same three give the same map on any
 //! machine, with any number of threads, in any order.
 
+pub mod augment;
+pub mod recipe;
+pub mod store;
+
+pub use recipe::{Origin, Recipe};
+
 use crate::Family;
 use ndarray::Array2;
 use rand::rngs::StdRng;
