@@ -14,6 +14,7 @@ mod monitor;
 mod options;
 mod plot;
 mod rundir;
+mod stats;
 mod stream;
 mod synth;
 mod tally;
@@ -58,6 +59,8 @@ enum Command {
     Forward(forward::Args),
     /// Make sets of synthetic maps with their gathers, to train on
     Synth(synth::Args),
+    /// Statistics of velocity maps, files side by side
+    Stats(stats::Args),
     /// Replay a gather from a map and compare, or test the adjoint on this machine
     Check(check::Args),
     /// Compare a GPU's kernels with the CPU's, and time them
@@ -75,6 +78,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Batch(args) => batch::run(args),
         Command::Forward(args) => forward::run(args),
         Command::Synth(args) => synth::run(args),
+        Command::Stats(args) => stats::run(args),
         Command::Check(args) => check::run(args),
         Command::GpuCheck(args) => gpu_check::run(args),
         Command::Plot(args) => plot::run(args),

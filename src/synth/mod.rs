@@ -5,6 +5,7 @@
 
 pub mod augment;
 pub mod recipe;
+pub mod stats;
 pub mod store;
 
 pub use recipe::{Origin, Recipe};
