@@ -68,7 +68,7 @@ fn table(names: &[String], sets: &[Statistics]) -> Result<()> {
     let rows: Vec<_> = sets.iter().map(Statistics::rows).collect();
     for (i, (name, _, _)) in rows[0].iter().enumerate() {
         let cell = |(_, value, sd): &(String, f64, Option<f64>)| match sd {
-            _ if !value.is_finite() => "none".into(),
+            Some(_) if !value.is_finite() => short(*value),
             Some(sd) => format!("{} ± {}", short(*value), short(*sd)),
             None => short(*value),
         };
@@ -89,6 +89,7 @@ fn table(names: &[String], sets: &[Statistics]) -> Result<()> {
 /// Four digits or so.
 fn short(value: f64) -> String {
     match value.abs() {
+        v if !v.is_finite() => "none".into(),
         v if v >= 1000.0 || v.fract() == 0.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.3}"),

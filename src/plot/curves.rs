@@ -92,7 +92,9 @@ fn axis(panel: &CurvePanel, horizontal: bool) -> Axis {
     let (lo, hi) = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));
     match scale.log {
         true => Axis::log(lo, hi),
-        false => Axis::linear(lo, hi + 0.04 * (hi - lo)),
+        // shares and the like stand on zero
+        false if !horizontal && !panel.y.downwards && lo >= 0.0 => Axis::linear(0.0, 1.04 * hi),
+        false => Axis::linear(lo, hi),
     }
 }
 

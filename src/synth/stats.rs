@@ -51,8 +51,11 @@ impl Histogram {
     }
 }
 
-/// Kolmogorov and Smirnov's distance of two samples.
+/// Kolmogorov and Smirnov's distance of two samples; NaN where one is empty.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
+    if a.is_empty() || b.is_empty() {
+        return f64::NAN;
+    }
     let sorted = |v: &[f64]| {
         let mut v = v.to_vec();
         v.sort_unstable_by(f64::total_cmp);
@@ -238,8 +241,7 @@ impl Statistics {
             rows.push(plain(&format!("velocities {lo}..{hi} m/s, %"), 100.0 * share));
         }
         for (i, shares) in self.octaves.iter().enumerate() {
-            let end = OCTAVES.get(i + 1).map_or("more".into(), usize::to_string);
-            rows.push(spread(&format!("power at {}..{end} cycles a map, %", OCTAVES[i]), percent(moments(shares))));
+            rows.push(spread(&format!("power {}, %", octave(i)), percent(moments(shares))));
         }
         rows
     }
@@ -286,11 +288,18 @@ impl Statistics {
             ("sharp changes".to_string(), distance(&self.sharp, &other.sharp)),
         ];
         for (i, (a, b)) in self.octaves.iter().zip(&other.octaves).enumerate() {
-            let end = OCTAVES.get(i + 1).map_or("more".into(), usize::to_string);
-            rows.push((format!("power at {}..{end} cycles a map", OCTAVES[i]), distance(a, b)));
+            rows.push((format!("power {}", octave(i)), distance(a, b)));
         }
         rows.push(("mean profile, m/s apart".into(), (0..depth).map(profile).sum::<f64>() / depth as f64));
         rows
+    }
+}
+
+/// An octave in words.
+fn octave(i: usize) -> String {
+    match OCTAVES.get(i + 1) {
+        Some(end) => format!("at {}..{end} cycles a map", OCTAVES[i]),
+        None => format!("from {} cycles a map", OCTAVES[i]),
     }
 }
 
@@ -371,7 +380,7 @@ mod tests {
         assert!(row(&s, "power at 4..8").0 > 95.0, "{:?}", s.rows());
         let peak = s.spectrum().iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
         assert_eq!(peak + 1, 6);
-        assert!(row(&of(&[wave(20.0)]), "power at 16..more").0 > 95.0);
+        assert!(row(&of(&[wave(20.0)]), "power from 16").0 > 95.0);
         assert!(row(&s, "total variation in x").0 > 100.0 && row(&s, "total variation in z").0 == 0.0);
     }
 
