@@ -3,7 +3,7 @@
 use super::augment::Augment;
 use super::{SHAPE, draw};
 use crate::{Error, Family, Gather, Position, Result, Survey};
-use ndarray::{Array2, Array3, ArrayView3, s};
+use ndarray::{Array, Array2, Array3, ArrayView, Dimension, s};
 use serde::{Deserialize, Serialize};
 
 /// Column of the middle shot's mirror image, and that shot's number.
@@ -95,10 +95,9 @@ impl Recipe {
     /// What is stored of a gather of [`Recipe::survey`]: (5, T, 70), and the middle shot of the mirrored map, (T, 70).
     pub fn kept(&self, gather: &Gather) -> (Array3<f32>, Option<Array2<f32>>) {
         let shots = Survey::openfwi().sources.len();
-        let take = |view: ArrayView3<f64>| view.mapv(|x| x as f32);
-        let main = take(gather.data.slice(s![..shots, ..;self.every, ..]));
-        let flipped = self.middle_flip.then(|| gather.data.slice(s![shots, ..;self.every, ..;-1]).mapv(|x| x as f32));
-        (main, flipped)
+        let main = gather.data.slice(s![..shots, ..;self.every, ..]);
+        let flipped = self.middle_flip.then(|| gather.data.slice(s![shots, ..;self.every, ..;-1]));
+        (single(main), flipped.map(single))
     }
 
     /// Errors where the options make no sense together.
@@ -141,6 +140,13 @@ impl Recipe {
         // another machine's sine may differ in its last bit
         map.dim() == SHAPE && (&drawn - &map).iter().map(|d| d.abs()).sum::<f32>() < 0.01 * drawn.len() as f32
     }
+}
+
+/// The array as f32, in C order.
+fn single<D: Dimension>(from: ArrayView<f64, D>) -> Array<f32, D> {
+    let mut to = Array::zeros(from.raw_dim());
+    to.zip_mut_with(&from, |to, &from| *to = from as f32);
+    to
 }
 
 mod family_name {

@@ -12,17 +12,14 @@
 //! JSON) and `version`.
 
 use super::super::{Origin, Recipe, SHAPE};
+use super::deflate::{LEVEL, packed};
 use super::{Encoded, Layout, Part, PartWriter, Sample, same_map, same_recipe};
 use crate::io::{Pending, hdf5_call};
 use crate::{Error, Family, Result, Survey};
-use flate2::{Compression, write::ZlibEncoder};
-use half::f16;
+use ndarray::{Array, Dimension};
 use rust_hdf5::{DatatypeMessage, H5Dataset, H5File, Hdf5Error};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-
-/// Deflate level: higher ones take more time than modelling leaves.
-const LEVEL: u32 = 1;
 
 /// A chunked dataset.
 #[derive(Clone, Debug)]
@@ -104,12 +101,13 @@ impl Layout for Files {
     }
 
     fn encode(&self, sample: &Sample) -> Encoded {
+        let half = self.recipe.half;
         let mut fields = Vec::with_capacity(self.fields.len());
         if let Some((gather, flipped)) = &sample.gather {
-            fields.push(packed(gather.iter().copied(), self.recipe.half));
-            fields.extend(flipped.iter().map(|f| packed(f.iter().copied(), self.recipe.half)));
+            fields.push(bytes(gather, half));
+            fields.extend(flipped.iter().map(|f| bytes(f, half)));
         }
-        fields.push(packed(sample.map.iter().copied(), false));
+        fields.push(bytes(&sample.map, false));
         Encoded { origin: sample.origin, fields }
     }
 
@@ -122,23 +120,8 @@ impl Layout for Files {
     }
 }
 
-/// Numbers as bytes, those of equal significance together (HDF5's shuffle), deflated.
-fn packed(values: impl ExactSizeIterator<Item = f32>, half: bool) -> Vec<u8> {
-    fn shuffled<const N: usize>(values: impl ExactSizeIterator<Item = [u8; N]>) -> Vec<u8> {
-        let n = values.len();
-        let mut bytes = vec![0; n * N];
-        for (i, value) in values.enumerate() {
-            (0..N).for_each(|b| bytes[b * n + i] = value[b]);
-        }
-        bytes
-    }
-    let bytes = if half {
-        shuffled(values.map(|v| f16::from_f32(v).to_le_bytes()))
-    } else {
-        shuffled(values.map(f32::to_le_bytes))
-    };
-    let mut encoder = ZlibEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::new(LEVEL));
-    encoder.write_all(&bytes).and_then(|()| encoder.finish()).expect("a vector takes every byte")
+fn bytes<D: Dimension>(array: &Array<f32, D>, half: bool) -> Vec<u8> {
+    packed(array.as_standard_layout().as_slice().expect("in standard layout"), half)
 }
 
 /// A file in the making.
@@ -260,22 +243,6 @@ impl PartWriter for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flate2::read::ZlibDecoder;
-    use std::io::Read;
-
-    #[test]
-    fn bytes_are_shuffled_as_hdf5_does() {
-        let values = [1.5f32, -2.25, 1e-3];
-        for half in [false, true] {
-            let mut bytes = vec![];
-            ZlibDecoder::new(&packed(values.into_iter(), half)[..]).read_to_end(&mut bytes).unwrap();
-            assert_eq!(bytes.len(), if half { 6 } else { 12 });
-            let second: Vec<u8> = bytes.iter().skip(1).step_by(3).copied().collect();
-            let expected =
-                if half { f16::from_f32(-2.25).to_le_bytes().to_vec() } else { (-2.25f32).to_le_bytes().to_vec() };
-            assert_eq!(second, expected);
-        }
-    }
 
     #[test]
     fn files_are_numbered() {

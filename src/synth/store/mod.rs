@@ -10,6 +10,7 @@
 //! | [`Format::Hdf5`] | `NAME.h5`, `NAME-00001.h5`, `NAME-00002.h5` ...: see [`hdf5`] |
 //! | [`Format::Kaggle`] | `DIR/<Family>/data/dataN.npy` and `model/modelN.npy`: see [`kaggle`] |
 
+mod deflate;
 pub mod hdf5;
 pub mod kaggle;
 
