@@ -3,7 +3,6 @@
 use super::engine::{BASE_BYTES, Engine};
 use super::method::Signals;
 use super::note;
-use super::rundir::sweep;
 use super::stream::{Flow, stream};
 use clap::ValueEnum;
 use fwi::synth::augment::Augment;
@@ -13,7 +12,7 @@ use fwi::wave::{Dispatch, Propagator};
 use fwi::{Error, Family, Gather, Model, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array2;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -114,7 +113,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
         FormatArg::Kaggle => Format::Kaggle,
     };
     let store = Store::open(&args.output, format, args.recipe())?;
-    sweep_around(&args.output, format, args.family.0);
     let missing = store.missing(args.n)?;
     if missing.samples.is_empty() {
         note(format_args!("{}: all {} samples are there", args.output.display(), missing.present));
@@ -190,19 +188,6 @@ fn make(store: &Store, missing: &Missing, dispatch: Option<&Dispatch>, flow: Flo
             Err(e)
         }
         Ok(done) => appender.finish().map(|()| done),
-    }
-}
-
-/// Removes what killed runs have left unfinished beside the files.
-fn sweep_around(output: &Path, format: Format, family: Option<Family>) {
-    match format {
-        Format::Hdf5 => sweep(output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))),
-        Format::Kaggle => {
-            for f in Family::ALL.into_iter().filter(|f| family.is_none_or(|only| only == *f)) {
-                let directory = output.join(f.name());
-                [directory.join("data"), directory.join("model"), directory].iter().for_each(|d| sweep(d));
-            }
-        }
     }
 }
 

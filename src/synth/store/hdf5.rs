@@ -72,6 +72,11 @@ impl Files {
 }
 
 impl Layout for Files {
+    fn directories(&self) -> Vec<PathBuf> {
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+        vec![parent.unwrap_or(Path::new(".")).to_path_buf()]
+    }
+
     fn parts(&self, n: u64) -> Vec<Part> {
         let size = self.recipe.per_file;
         let part = |k: u64| {
@@ -179,9 +184,10 @@ impl Writer {
         Ok(())
     }
 
-    /// The error of a failed write. An emptied file lets what is left to be flushed on drop succeed on a full disk.
-    fn failed(&self, source: io::Error) -> Error {
-        let _ = self.pending.file().set_len(0);
+    /// The error of a failed write.
+    fn failed(&mut self, source: io::Error) -> Error {
+        // Closed on drop, it would be written once more, fail once more, and say so on standard error. It is lost anyway.
+        std::mem::forget(self.open.take());
         Error::io(&self.path, "write", source)
     }
 }
@@ -213,30 +219,35 @@ impl PartWriter for Writer {
     }
 
     fn finish(mut self: Box<Self>) -> Result<()> {
+        hdf5_call(|| self.complete()).map_err(|e| self.failed(e))?;
         let (file, datasets) = self.open.take().expect("not finished");
+        drop(datasets);
+        // the sync is ours, through the handle of the pending file
+        hdf5_call(|| file.close_no_sync()).map_err(|e| Error::io(&self.path, "write", e))?;
+        let Self { pending, .. } = *self;
+        pending.commit()
+    }
+}
+
+impl Writer {
+    /// Everything but the file's own headers.
+    fn complete(&self) -> std::result::Result<(), Hdf5Error> {
+        let (file, datasets) = self.open.as_ref().expect("not finished");
         let n = self.origins.len();
+        for (field, dataset) in self.fields.iter().zip(datasets) {
+            dataset.extend(&[&[n], &field.item[..]].concat())?;
+        }
         let place = |o: &Origin| Family::ALL.iter().position(|f| *f == o.family).expect("one of all") as u8;
         let families: Vec<u8> = self.origins.iter().map(place).collect();
         let numbers: Vec<u64> = self.origins.iter().map(|o| o.number).collect();
-        let (fields, recipe, first) = (&self.fields, &self.recipe, self.first);
-        let finished = hdf5_call(move || {
-            for (field, dataset) in fields.iter().zip(&datasets) {
-                dataset.extend(&[&[n], &field.item[..]].concat())?;
-            }
-            drop(datasets);
-            file.new_dataset::<u8>().shape([n]).create("family")?.write_raw(&families)?;
-            file.new_dataset::<u64>().shape([n]).create("number")?.write_raw(&numbers)?;
-            file.set_attr_numeric("seed", &recipe.seed)?;
-            file.set_attr_numeric("first", &first)?;
-            file.set_attr_string_array("families", &Family::ALL.map(Family::name))?;
-            file.set_attr_string("recipe", &recipe.to_json())?;
-            file.set_attr_string("version", env!("CARGO_PKG_VERSION"))?;
-            // the sync is ours, through the handle of the pending file
-            file.close_no_sync()
-        });
-        finished.map_err(|e| self.failed(e))?;
-        let Self { pending, .. } = *self;
-        pending.commit()
+        file.new_dataset::<u8>().shape([n]).create("family")?.write_raw(&families)?;
+        file.new_dataset::<u64>().shape([n]).create("number")?.write_raw(&numbers)?;
+        file.set_attr_numeric("seed", &self.recipe.seed)?;
+        file.set_attr_numeric("first", &self.first)?;
+        file.set_attr_string_array("families", &Family::ALL.map(Family::name))?;
+        file.set_attr_string("recipe", &self.recipe.to_json())?;
+        file.set_attr_string("version", env!("CARGO_PKG_VERSION"))?;
+        file.flush()
     }
 }
 

@@ -80,6 +80,12 @@ pub(super) fn record(directory: &Path, recipe: &Recipe) -> Result<()> {
 }
 
 impl Layout for Files {
+    fn directories(&self) -> Vec<PathBuf> {
+        let families = Family::ALL.map(|f| self.directory.join(f.name()));
+        let each = families.iter().flat_map(|d| [d.clone(), d.join("data"), d.join("model")]);
+        each.chain([self.directory.clone()]).collect()
+    }
+
     fn parts(&self, n: u64) -> Vec<Part> {
         let families: Vec<(Family, u64)> = match self.recipe.family {
             Some(family) => vec![(family, n)],

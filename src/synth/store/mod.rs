@@ -15,10 +15,12 @@ pub mod hdf5;
 pub mod kaggle;
 
 use super::{Origin, Recipe};
+use crate::io::{TMP_PREFIX, TMP_SUFFIX};
 use crate::{Error, Gather, Result};
 use ndarray::{Array2, Array3};
 use std::collections::VecDeque;
 use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -84,6 +86,8 @@ impl Part {
 
 /// How samples become files.
 trait Layout: Send + Sync {
+    /// Where its files lie.
+    fn directories(&self) -> Vec<PathBuf>;
     /// The parts of a set of `n` samples.
     fn parts(&self, n: u64) -> Vec<Part>;
     /// Samples that the part's file holds already. Errors when they are none of this recipe.
@@ -128,19 +132,16 @@ impl Store {
                 if path.extension().is_some_and(|e| e == "h5" || e == "npy") && !path.exists() {
                     return usage("--format kaggle writes a directory; leave the extension out");
                 }
+                let layout = kaggle::Files::new(path, &recipe)?;
                 fs::create_dir_all(path).map_err(|e| Error::io(path, "create", e))?;
-                (Arc::new(kaggle::Files::new(path, &recipe)?), path.join(".lock"))
+                (Arc::new(layout), path.join(".lock"))
             }
         };
-        let file = File::create(&lock).map_err(|e| Error::io(path, "create", e))?;
-        if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
-            let message = format!("{}: another fwi is writing it; wait or choose another -o", path.display());
-            return Err(Error::Usage(message));
-        }
+        let lock = hold(path, &lock, &layout.directories())?;
         if format == Format::Kaggle {
             kaggle::record(path, &recipe)?;
         }
-        Ok(Self { recipe, layout, _lock: file })
+        Ok(Self { recipe, layout, _lock: lock })
     }
 
     /// The recipe.
@@ -225,6 +226,33 @@ impl Appender {
         let ended = self.finishing.take().map(JoinHandle::join);
         ended.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| Err(Error::Numerical("a file's completion broke down".into())))
     }
+}
+
+/// Locks the set at `path` for as long as the file lives, and removes what its last writer left unfinished in
+/// `directories`: that one's process id stands in the lock file, as in the names of its unfinished files. Those of writers
+/// of other sets are let alone, which may be at work on another machine.
+fn hold(path: &Path, name: &Path, directories: &[PathBuf]) -> Result<File> {
+    let fail = |e| Error::io(path, "create", e);
+    let mut lock = File::options().read(true).write(true).create(true).truncate(false).open(name).map_err(fail)?;
+    if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
+        let message = format!("{}: another fwi is writing it; wait or choose another -o", path.display());
+        return Err(Error::Usage(message));
+    }
+    let (mut last, own) = (String::new(), std::process::id().to_string());
+    // anything but a number was not written here
+    let _ = lock.read_to_string(&mut last);
+    let dead = last == own || !Path::new("/proc").join(&last).exists();
+    if last.parse::<u32>().is_ok() && dead {
+        let prefix = format!("{TMP_PREFIX}{last}-");
+        for entry in directories.iter().filter_map(|d| fs::read_dir(d).ok()).flatten().flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            if file.starts_with(&prefix) && file.ends_with(TMP_SUFFIX) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+    let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(own.as_bytes()));
+    written.map(|()| lock).map_err(fail)
 }
 
 /// An error where the set at `path` was made by another recipe.
