@@ -130,7 +130,7 @@ mod tests {
                     2 => (i / 1000 % 7) as u8,
                     // now noise, now a pattern
                     _ => {
-                        if i / 50_000 % 2 == 0 {
+                        if (i / 50_000).is_multiple_of(2) {
                             rng.random()
                         } else {
                             (i % 11) as u8
