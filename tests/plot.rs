@@ -1,6 +1,9 @@
 //! The figures as a caller gets them: decodable, of sane size, with the colours of their scales, whatever the data.
 
-use fwi::plot::{Progress, StageStart, contact_sheet, convergence_figure, gather_figure, map_figure};
+use fwi::plot::{
+    CurvePanel, Progress, Scale, StageStart, contact_sheet, contact_sheet_in_rows, convergence_figure, curves_figure,
+    gather_figure, map_figure,
+};
 use fwi::{Error, Gather, Observed, Position, Survey};
 use image::{Rgb, RgbImage};
 use ndarray::{Array2, Array3, array, s};
@@ -216,4 +219,32 @@ fn sheets_that_cannot_be_drawn_are_refused() {
     assert!(few.contains("as many captions"), "{few}");
     let many = contact_sheet(Array3::zeros((5000, 1, 1)).view(), &vec![String::new(); 5000]).unwrap_err().to_string();
     assert!(many.contains("plot fewer"), "{many}");
+}
+
+#[test]
+fn rows_of_a_sheet_hold_their_own_maps() {
+    let maps = Array3::from_shape_fn((5, 70, 70), |(i, _, x)| if x < 35 { 1500.0 } else { 2000.0 + i as f64 });
+    let captions: Vec<String> = (0..5).map(|i| i.to_string()).collect();
+    let rows = [("FlatVel_A".to_string(), vec![0, 2, 4]), ("a long name of a family that never ends".into(), vec![1])];
+    let image = decode(contact_sheet_in_rows(maps.view(), &captions, &rows).unwrap());
+    let cells = 4 * 35 * 70 * 4;
+    assert!((cells..cells + 2000).contains(&count(&image, PURPLE)));
+    for bad in [vec![], vec![("x".to_string(), vec![5])], vec![("x".to_string(), vec![])]] {
+        assert!(contact_sheet_in_rows(maps.view(), &captions, &bad).is_err());
+    }
+    assert!(contact_sheet_in_rows(maps.view(), &captions[..4], &rows).is_err());
+}
+
+#[test]
+fn curves_are_drawn_whatever_they_hold() {
+    let scale = |log| Scale { name: "Value", unit: "m/s", log, downwards: !log };
+    let panel = |log, curves| CurvePanel { title: "Curves", x: scale(log), y: scale(log), curves };
+    let line = vec![(1.0, 2.0), (2.0, 30.0), (500.0, 4.0)];
+    let odd = vec![(f64::NAN, 1.0), (-1.0, 0.0), (1e300, f64::INFINITY), (0.0, 5e-324)];
+    let names = ["a file".to_string(), "x".repeat(5000)];
+    let panels = [panel(false, vec![line.clone(), odd.clone()]), panel(true, vec![line.clone(), odd.clone()])];
+    let image = decode(curves_figure(&panels, &names).unwrap());
+    assert!(count(&image, BLUE) > 1000);
+    decode(curves_figure(&[panel(true, vec![odd, vec![]])], &names).unwrap());
+    assert!(curves_figure(&panels, &names[..1]).is_err() && curves_figure(&[], &names).is_err());
 }

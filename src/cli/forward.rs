@@ -3,12 +3,14 @@
 use super::engine::Engine;
 use super::note;
 use super::options::{parse_positive, same_file, usable};
-use super::stream::{Flow, stream};
+use super::stream::{Flow, lock, stream};
 use fwi::io::{ArrayWriter, DType, Limits, Maps};
-use fwi::{Error, Model, Propagator, Result, Survey};
+use fwi::{Error, Gather, Model, Propagator, Result, Survey};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Model gathers.
@@ -38,7 +40,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if same_file(&args.maps, &args.output) {
         return Err(Error::Usage(format!("{}: would be overwritten; choose another -o", args.maps.display())));
     }
-    let mut maps = Maps::open(&args.maps, survey.map_shape(), &Limits::default())?;
+    let maps = Maps::open(&args.maps, survey.map_shape(), &Limits::default())?;
     let propagator = args.engine.dispatch(&survey, LANES, 1, |line| note(line))?;
     let (ns, nt, nr) = survey.gather_shape();
     let n = maps.len();
@@ -55,16 +57,30 @@ pub fn run(args: Args) -> Result<ExitCode> {
     // a gather is held three times at most: as samples, stacked, and on its way to the file
     let fit = (args.engine.budget()? / 2 / (3 * 8 * (ns * nt * nr) as u64)).max(1) as usize;
     let flow = Flow::of(&propagator, fit);
-    let read = |i| usable(Model::from_map(maps.get(i)?), args.vmin, &survey, &args.maps, i);
+    let maps = Mutex::new(maps);
+    let read = |i| usable(Model::from_map(lock(&maps).get(i)?), args.vmin, &survey, &args.maps, i);
+    // of bytes that are written: fresh memory costs the system more than the conversion into it
+    let buffers = Mutex::new(vec![]);
+    let encode = |gather: Gather| {
+        let mut bytes = lock(&buffers).pop().unwrap_or_default();
+        dtype.encode(gather.data.view(), &mut bytes);
+        Ok(bytes)
+    };
     let mut told = since;
-    stream(n, read, &propagator, &mut writer, dtype, flow, |done| {
+    let write = |bytes: Vec<u8>| {
+        writer.append_encoded(&bytes)?;
+        lock(&buffers).push(bytes);
+        let done = writer.written();
         bar.set_position(done as u64);
         if bar.is_hidden() && (done == n || told.elapsed() >= LINE_EVERY) {
             let rate = done as f64 / since.elapsed().as_secs_f64();
             note(format_args!("{done} of {n} gathers, {rate:.1} per second"));
             told = Instant::now();
         }
-    })?;
+        Ok(())
+    };
+    let never = AtomicBool::new(false);
+    stream(n, flow, &never, read, |models: Vec<Model>| propagator.forward(&models), encode, write)?;
     writer.finish()?;
     bar.finish_and_clear();
     note(format_args!("wrote {}", args.output.display()));

@@ -18,7 +18,9 @@ mod plot;
 mod prior;
 mod prior_options;
 mod rundir;
+mod stats;
 mod stream;
+mod synth;
 mod tally;
 
 use clap::{Parser, Subcommand};
@@ -59,6 +61,10 @@ enum Command {
     Batch(batch::Args),
     /// Model the gathers of velocity maps
     Forward(forward::Args),
+    /// Make sets of synthetic maps with their gathers, to train on
+    Synth(synth::Args),
+    /// Statistics of velocity maps, files side by side
+    Stats(stats::Args),
     /// Replay a gather from a map and compare, or test the adjoint on this machine
     Check(check::Args),
     /// Compare a GPU's kernels with the CPU's, and time them
@@ -83,6 +89,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Invert(args) => invert::run(args),
         Command::Batch(args) => batch::run(args),
         Command::Forward(args) => forward::run(args),
+        Command::Synth(args) => synth::run(args),
+        Command::Stats(args) => stats::run(args),
         Command::Check(args) => check::run(args),
         Command::GpuCheck(args) => gpu_check::run(args),
         Command::Prior(args) => prior::run(args),

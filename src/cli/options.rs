@@ -1,7 +1,7 @@
 //! What several subcommands parse, open and measure alike.
 
 use super::engine::BASE_BYTES;
-use fwi::io::{Gathers, Limits};
+use fwi::io::{Gathers, Limits, Maps};
 use fwi::wave::Propagator;
 use fwi::{Error, Gather, Model, Observed, Result, Survey};
 use std::path::Path;
@@ -78,6 +78,13 @@ pub fn observe_in(gathers: &mut Gathers, path: &Path, index: usize) -> Result<Ob
         }
         _ => Ok(observed),
     }
+}
+
+/// The maps of a file; of a set of `fwi synth` where no dataset is named, its velocities.
+pub fn maps_of(path: &Path, shape: (usize, usize)) -> Result<Maps> {
+    let velocity = std::path::PathBuf::from(format!("{}:/velocity", path.display()));
+    Maps::open(path, shape, &Limits::default())
+        .or_else(|error| Maps::open(velocity, shape, &Limits::default()).map_err(|_| error))
 }
 
 /// Whether two names stand for one existing file.

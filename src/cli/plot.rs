@@ -3,14 +3,14 @@
 use super::options::same_file;
 use super::tell;
 use fwi::io::{ArrayFile, Gathers, Limits, Maps, write_atomic};
-use fwi::{Error, Gather, Observed, Result, Survey, plot};
+use fwi::{Error, Family, Gather, Observed, Result, Survey, plot};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Draw files.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Maps (70, 70) or stacks of them, gathers (5, 1000, 70), or the log.jsonl of an inversion
+    /// Maps (70, 70) or stacks of them, sets of fwi synth, gathers (5, 1000, 70), or the log.jsonl of an inversion
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Where the PNG goes, for a single file [default: the file's name with .png]
@@ -74,6 +74,12 @@ fn draw(args: &Args, file: &Path) -> Result<Vec<u8>> {
     }
     let survey = Survey::openfwi();
     let limits = Limits::default();
+    let velocities = PathBuf::from(format!("{}:/velocity", file.display()));
+    let set = families(file);
+    if let Some(rows) = set.as_ref().filter(|rows| rows.len() > 1 && args.index.is_none() && args.truth.is_none()) {
+        return draw_families(&velocities, &survey, rows);
+    }
+    let file = if set.is_some() { &velocities } else { file };
     let shape = ArrayFile::open(file, &limits)?.shape().to_vec();
     let (nz, nx) = survey.map_shape();
     if shape.ends_with(&[nz, nx]) && shape.len() <= 4 {
@@ -94,6 +100,39 @@ fn draw(args: &Args, file: &Path) -> Result<Vec<u8>> {
     }
     let data = Gathers::open(file, survey.gather_shape(), &limits)?.get(args.index.unwrap_or(0))?;
     plot::gather_figure(&Observed::new(Gather::new(data)), None, &survey, args.shot)
+}
+
+/// Maps of a family in a row.
+const ROW: usize = 10;
+
+/// Families of a set of `fwi synth`, and the places of their first maps; `None` for any other file.
+fn families(file: &Path) -> Option<Vec<(String, Vec<usize>)>> {
+    let mut list = ArrayFile::open(format!("{}:/family", file.display()), &Limits::default()).ok()?;
+    let n = list.len();
+    let codes = list.read::<f32>(0..n).ok().filter(|codes| codes.ndim() == 1)?;
+    let mut rows: Vec<(String, Vec<usize>)> = Family::ALL.iter().map(|f| (f.to_string(), vec![])).collect();
+    for (i, &code) in codes.iter().enumerate() {
+        let (_, places) = rows.get_mut(code as usize)?;
+        if places.len() < ROW {
+            places.push(i);
+        }
+    }
+    rows.retain(|row| !row.1.is_empty());
+    Some(rows)
+}
+
+/// A row for every family.
+fn draw_families(file: &Path, survey: &Survey, rows: &[(String, Vec<usize>)]) -> Result<Vec<u8>> {
+    let mut maps = Maps::open(file, survey.map_shape(), &Limits::default())?;
+    let mut places: Vec<usize> = rows.iter().flat_map(|r| r.1.clone()).collect();
+    places.sort_unstable();
+    let some: Vec<_> = places.iter().map(|&i| maps.get(i)).collect::<Result<_>>()?;
+    let views: Vec<_> = some.iter().map(|m| m.view()).collect();
+    let stack = ndarray::stack(ndarray::Axis(0), &views).expect("maps of one file have one shape");
+    let captions: Vec<String> = places.iter().map(usize::to_string).collect();
+    let in_stack = |i: &usize| places.binary_search(i).expect("one of them");
+    let rows: Vec<_> = rows.iter().map(|(name, list)| (name.clone(), list.iter().map(in_stack).collect())).collect();
+    plot::contact_sheet_in_rows(stack.view(), &captions, &rows)
 }
 
 fn draw_map(args: &Args, survey: &Survey, map: ndarray::Array2<f64>) -> Result<Vec<u8>> {

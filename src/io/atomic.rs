@@ -12,13 +12,13 @@ pub const TMP_PREFIX: &str = ".fwi-";
 pub const TMP_SUFFIX: &str = ".tmp";
 
 /// An unfinished file beside `path`. Dropping it removes it; [`Pending::commit`] puts it in its place.
-pub(super) struct Pending {
+pub(crate) struct Pending {
     tmp: NamedTempFile,
     path: PathBuf,
 }
 
 impl Pending {
-    pub(super) fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         // A link stays a link: what it points to is replaced.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         if fs::metadata(&path).is_ok_and(|m| !m.is_file()) {
@@ -29,17 +29,17 @@ impl Pending {
     }
 
     /// The file to write to.
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         self.tmp.as_file()
     }
 
     /// The unfinished file's own path.
-    pub(super) fn tmp_path(&self) -> &Path {
+    pub(crate) fn tmp_path(&self) -> &Path {
         self.tmp.path()
     }
 
     /// Syncs the file, renames it into its place and syncs the directory.
-    pub(super) fn commit(self) -> Result<()> {
+    pub(crate) fn commit(self) -> Result<()> {
         let Self { tmp, path } = self;
         let renamed = tmp.as_file().sync_all().and_then(|()| tmp.persist(&path).map_err(|e| e.error));
         renamed.and_then(|_| sync_directory(&directory(&path))).map_err(|e| Error::io(&path, "write", e))

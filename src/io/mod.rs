@@ -24,7 +24,9 @@ mod npz;
 mod writer;
 
 pub use array::{ArrayFile, Limits};
+pub(crate) use atomic::Pending;
 pub use atomic::{TMP_PREFIX, TMP_SUFFIX, write_atomic, write_unsynced};
 pub use dtype::{DType, Element};
 pub use items::{Gathers, Maps, read_gather, read_map};
+pub(crate) use writer::hdf5_call;
 pub use writer::{ArrayWriter, DATASET, write_array};

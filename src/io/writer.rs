@@ -205,11 +205,32 @@ fn hdf5_create(path: &Path, item: &[usize], dtype: DType, bare: bool) -> Result<
     Ok((file, dataset))
 }
 
-fn hdf5_call(call: impl FnOnce() -> Result<(), Hdf5Error>) -> io::Result<()> {
+/// A call of `rust-hdf5`, whose panics become errors.
+pub(crate) fn hdf5_call<T>(call: impl FnOnce() -> Result<T, Hdf5Error>) -> io::Result<T> {
     match guarded(|| Ok(call())) {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(Hdf5Error::Io(e))) => Err(e),
-        Ok(Err(e)) => Err(io::Error::other(e.to_string())),
+        Ok(Err(e)) => Err(system_error(&e.to_string())),
         Err(message) => Err(io::Error::other(message)),
+    }
+}
+
+/// The system's error that a message of `rust-hdf5` tells of; its type is private there.
+fn system_error(message: &str) -> io::Error {
+    let number = message.split_once("(os error ").and_then(|(_, rest)| rest.split(')').next()?.parse().ok());
+    number.map_or_else(|| io::Error::other(message), io::Error::from_raw_os_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::system_error;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn the_systems_reason_is_found() {
+        let full = std::io::Error::from_raw_os_error(28);
+        assert_eq!(system_error(&format!("hdf5-io error: I/O error: {full}")).kind(), full.kind());
+        assert_eq!(system_error("no dataset").kind(), ErrorKind::Other);
+        assert_eq!(system_error("(os error x)").kind(), ErrorKind::Other);
     }
 }

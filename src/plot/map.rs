@@ -1,7 +1,7 @@
 //! Figures of velocity maps.
 
 use super::axis::{Axis, number};
-use super::canvas::{Align, CAPTION, Canvas, fitted};
+use super::canvas::{Align, CAPTION, Canvas, LABEL, fitted};
 use super::colour::{ColourMap, ColourScale};
 use super::panel::{Area, Panel, Quantity, Row, bar_margin, draw_bar, draw_image, panel_size};
 use crate::{Error, Result};
@@ -97,40 +97,114 @@ fn mean_absolute_error(a: ArrayView2<f64>, b: ArrayView2<f64>) -> f64 {
 /// [`Error::Usage`] when there is no map or no cell, when there are not as many captions as maps, or when the sheet
 /// would be larger than 64 million pixels (some 2,000 maps).
 pub fn contact_sheet(maps: ArrayView3<f64>, captions: &[String]) -> Result<Vec<u8>> {
-    const GAP: u32 = 14;
-    const LEAST_BAR: u32 = 160;
-    let (n, nz, nx) = maps.dim();
+    let n = same_number(maps, captions)?;
+    let cell = cell_size(maps.dim())?;
+    // About 4 : 3, wider than high.
+    let columns = (n as f64 * 4.0 / 3.0 * cell.pitch_y() / cell.pitch_x()).sqrt().round();
+    let columns = (columns as usize).clamp(1, n);
+    let rows: Vec<Vec<(usize, String)>> = (0..n)
+        .step_by(columns)
+        .map(|i| (i..(i + columns).min(n)).map(|j| (j, captions[j].clone())).collect())
+        .collect();
+    draw_sheet(maps, cell, &rows, &[])
+}
+
+/// [`contact_sheet`] in given rows: `rows` holds their titles and the places of their maps in the stack.
+///
+/// # Errors
+/// As [`contact_sheet`]; and [`Error::Usage`] for a place beyond the stack.
+pub fn contact_sheet_in_rows(
+    maps: ArrayView3<f64>,
+    captions: &[String],
+    rows: &[(String, Vec<usize>)],
+) -> Result<Vec<u8>> {
+    let n = same_number(maps, captions)?;
+    if rows.is_empty() || rows.iter().any(|r| r.1.is_empty() || r.1.iter().any(|&i| i >= n)) {
+        return Err(Error::Usage(format!("every row of a sheet needs maps out of the {n} there are")));
+    }
+    let titles: Vec<&str> = rows.iter().map(|r| r.0.as_str()).collect();
+    let rows: Vec<Vec<(usize, String)>> =
+        rows.iter().map(|r| r.1.iter().map(|&i| (i, captions[i].clone())).collect()).collect();
+    draw_sheet(maps, cell_size(maps.dim())?, &rows, &titles)
+}
+
+/// The number of maps, which is that of captions.
+fn same_number(maps: ArrayView3<f64>, captions: &[String]) -> Result<usize> {
+    let n = maps.len_of(Dimension(0));
+    match captions.len() == n {
+        true => Ok(n),
+        false => Err(Error::Usage(format!("{n} maps need as many captions, not {}", captions.len()))),
+    }
+}
+
+/// A map on a sheet, pixels.
+#[derive(Clone, Copy)]
+struct Cell {
+    w: u32,
+    h: u32,
+}
+
+const GAP: u32 = 14;
+const CAPTION_HEIGHT: u32 = (1.4 * CAPTION) as u32;
+
+impl Cell {
+    fn pitch_x(self) -> f64 {
+        f64::from(self.w + GAP)
+    }
+    fn pitch_y(self) -> f64 {
+        f64::from(self.h + CAPTION_HEIGHT + GAP)
+    }
+}
+
+fn cell_size((n, nz, nx): (usize, usize, usize)) -> Result<Cell> {
     if n == 0 || nz == 0 || nx == 0 {
         return Err(Error::Usage(format!("{n} maps of {nz} x {nx} cells cannot be drawn; give at least one cell")));
     }
-    if captions.len() != n {
-        return Err(Error::Usage(format!("{n} maps need as many captions, not {}", captions.len())));
-    }
     let (w, h) = panel_size((nz, nx), 140);
-    let caption = (1.4 * CAPTION) as u32;
-    let (pitch_x, pitch_y) = (w + GAP, h + caption + GAP);
-    // About 4 : 3, wider than high.
-    let columns = (n as f64 * 4.0 / 3.0 * f64::from(pitch_y) / f64::from(pitch_x)).sqrt().round();
-    let columns = (columns as usize).clamp(1, n);
-    let rows = n.div_ceil(columns);
+    Ok(Cell { w, h })
+}
 
+/// Rows of maps with their captions, and titles written upwards on their left, if there are any.
+fn draw_sheet(
+    maps: ArrayView3<f64>,
+    Cell { w, h }: Cell,
+    rows: &[Vec<(usize, String)>],
+    titles: &[&str],
+) -> Result<Vec<u8>> {
+    const LEAST_BAR: u32 = 160;
+    let (pitch_x, pitch_y) = (w + GAP, h + CAPTION_HEIGHT + GAP);
     let scale = ColourScale::spanning(ColourMap::Viridis, maps.iter().copied());
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(1);
+    let n: usize = rows.iter().map(Vec::len).sum();
     let too_many = || Error::Usage(format!("{n} maps do not fit on one sheet; plot fewer"));
     let across = u32::try_from(columns).ok().and_then(|c| c.checked_mul(pitch_x)).ok_or_else(too_many)?;
-    let down = u32::try_from(rows).ok().and_then(|r| r.checked_mul(pitch_y)).ok_or_else(too_many)?;
+    let down = u32::try_from(rows.len()).ok().and_then(|r| r.checked_mul(pitch_y)).ok_or_else(too_many)?;
+    let left = GAP + if titles.is_empty() { 0 } else { (1.6 * LABEL) as u32 };
     // Room for the label of the colour bar even beside one small map.
-    let bar_height = (down - caption - GAP).clamp(LEAST_BAR, (3 * h).max(LEAST_BAR));
+    let bar_height = (down - CAPTION_HEIGHT - GAP).clamp(LEAST_BAR, (3 * h).max(LEAST_BAR));
     let mut canvas =
-        Canvas::new(across + GAP + bar_margin(&scale, bar_height) + GAP, (down + GAP).max(LEAST_BAR + 60))?;
-    for (i, map) in maps.axis_iter(Dimension(0)).enumerate() {
-        let (column, row) = ((i % columns) as u32, (i / columns) as u32);
-        let area = Area { x: (GAP + column * pitch_x) as i32, y: (GAP + caption + row * pitch_y) as i32, w, h };
-        draw_image(&mut canvas, area, map, &scale);
-        canvas.frame(area.x, area.y, w, h);
-        let text = fitted(&captions[i], CAPTION, w + GAP - 4);
-        canvas.text(&text, area.x + w as i32 / 2, area.y - (0.75 * CAPTION) as i32, CAPTION, Align::Middle);
+        Canvas::new(left + across + bar_margin(&scale, bar_height) + GAP, (down + GAP).max(LEAST_BAR + 60))?;
+    for (r, row) in rows.iter().enumerate() {
+        let y = (GAP + CAPTION_HEIGHT + r as u32 * pitch_y) as i32;
+        for (c, (index, caption)) in row.iter().enumerate() {
+            let area = Area { x: (left + c as u32 * pitch_x) as i32, y, w, h };
+            draw_image(&mut canvas, area, maps.index_axis(Dimension(0), *index), &scale);
+            canvas.frame(area.x, area.y, w, h);
+            let text = fitted(caption, CAPTION, w + GAP - 4);
+            canvas.text(&text, area.x + w as i32 / 2, area.y - (0.75 * CAPTION) as i32, CAPTION, Align::Middle);
+        }
+        if let Some(title) = titles.get(r) {
+            let text = fitted(title, LABEL, pitch_y - 4);
+            canvas.text_up(
+                &text,
+                (left - GAP / 2) as i32 - (0.7 * LABEL) as i32,
+                y + h as i32 / 2,
+                LABEL,
+                Align::Middle,
+            );
+        }
     }
-    let bar = Area { x: GAP as i32, y: (GAP + caption) as i32, w: across - GAP, h: bar_height };
+    let bar = Area { x: left as i32, y: (GAP + CAPTION_HEIGHT) as i32, w: across - GAP, h: bar_height };
     draw_bar(&mut canvas, bar, &scale, VELOCITY);
     canvas.png()
 }

@@ -3,13 +3,18 @@
 //! A map is drawn from its family, a seed and a number, and from nothing else: the same three give the same map on any
 //! machine, with any number of threads, in any order.
 
+pub mod augment;
 mod baseline;
 mod curve;
 mod fault;
 mod layers;
+pub mod recipe;
+pub mod stats;
+pub mod store;
 mod texture;
 
 pub use baseline::best_gradient_mae;
+pub use recipe::{Origin, Recipe};
 
 use crate::Family;
 use ndarray::Array2;

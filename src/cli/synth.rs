@@ -1,0 +1,221 @@
+//! `fwi synth`: sets of synthetic maps with their gathers, drawn, modelled, compressed and written side by side.
+
+use super::engine::{BASE_BYTES, Engine};
+use super::method::Signals;
+use super::note;
+use super::stream::{Flow, stream};
+use clap::ValueEnum;
+use fwi::synth::augment::Augment;
+use fwi::synth::store::{Encoded, Format, Missing, Sample, Store};
+use fwi::synth::{Origin, Recipe};
+use fwi::wave::{Dispatch, Propagator};
+use fwi::{Error, Family, Gather, Model, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use ndarray::Array2;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Make samples.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A family, such as CurveFault_B, or all: the ten families in turn
+    #[arg(value_parser = parse_family)]
+    family: AllOr,
+    /// Samples in all; a set that is there grows to so many
+    #[arg(short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    n: u64,
+    /// NAME.h5, followed by NAME-00001.h5 and so on; a directory with --format kaggle
+    #[arg(short, long, value_name = "FILE.h5|DIR")]
+    output: PathBuf,
+    /// Seed of the maps
+    #[arg(long, default_value = "0")]
+    seed: u64,
+    /// What is done to the maps, in order, each name with a probability if wanted: flip:0.5,elastic. There are crop, affine,
+    /// flip, stretch, elastic, fault, cutmix, mixup, noise, rotate, shift, scale
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = parse_augment)]
+    augment: Augment,
+    /// Store gathers as f16
+    #[arg(long)]
+    half: bool,
+    /// Store every K-th time sample: 0, K, 2K ...
+    #[arg(long, value_name = "K", default_value = "1")]
+    every: usize,
+    /// Store maps only, no gathers
+    #[arg(long)]
+    maps_only: bool,
+    /// Store the middle shot of the mirrored map, too: with it, a gather is flipped exactly
+    #[arg(long)]
+    middle_flip: bool,
+    /// Samples in a file, and the most that a kill loses
+    #[arg(long, value_name = "N", default_value = "500", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    per_file: u64,
+    /// How files are laid out
+    #[arg(long, value_enum, default_value = "hdf5")]
+    format: FormatArg,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+/// See [`Args::format`].
+#[derive(Clone, Copy, ValueEnum)]
+enum FormatArg {
+    /// Compressed HDF5
+    Hdf5,
+    /// The .npy files of OpenFWI and of the Kaggle contest
+    Kaggle,
+}
+
+/// A family, or all of them.
+#[derive(Clone, Copy)]
+struct AllOr(Option<Family>);
+
+fn parse_family(text: &str) -> std::result::Result<AllOr, String> {
+    if text.eq_ignore_ascii_case("all") {
+        return Ok(AllOr(None));
+    }
+    text.parse().map(|f| AllOr(Some(f))).map_err(|e: Error| format!("{e}, or all"))
+}
+
+fn parse_augment(text: &str) -> std::result::Result<Augment, String> {
+    text.parse().map_err(|e: Error| e.to_string())
+}
+
+/// Streams of a GPU: one computes while the gathers of two others come down and are converted.
+const LANES: usize = 3;
+
+/// Time between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+impl Args {
+    fn recipe(&self) -> Recipe {
+        let engine = &self.engine;
+        let word = |exact: bool| if exact { "exact" } else { "fast" };
+        let arithmetic = format!("{} {}", if engine.is_double() { "f64" } else { "f32" }, word(engine.is_exact()));
+        Recipe {
+            family: self.family.0,
+            seed: self.seed,
+            augment: self.augment.clone(),
+            half: self.half,
+            every: self.every,
+            maps_only: self.maps_only,
+            middle_flip: self.middle_flip,
+            per_file: self.per_file,
+            arithmetic: if self.maps_only { String::new() } else { arithmetic },
+        }
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let format = match args.format {
+        FormatArg::Hdf5 => Format::Hdf5,
+        FormatArg::Kaggle => Format::Kaggle,
+    };
+    let store = Store::open(&args.output, format, args.recipe())?;
+    let missing = store.missing(args.n)?;
+    if missing.samples.is_empty() {
+        note(format_args!("{}: all {} samples are there", args.output.display(), missing.present));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let signals = Signals::install()?;
+    let survey = store.recipe().survey();
+    let dispatch = match args.maps_only {
+        true => None,
+        false => Some(args.engine.dispatch(&survey, LANES, 1, |line| note(line))?),
+    };
+    let (ns, nt, nr) = survey.gather_shape();
+    // a sample is held as f64, as f32, as bytes and as deflated bytes
+    let each = if args.maps_only { 1 << 20 } else { (8 + 4 + 4 + 4) * (ns * nt * nr) as u64 };
+    let flow = flow(dispatch.as_ref(), (args.engine.budget()? / 2 / each).max(1) as usize);
+    let memory = (BASE_BYTES + each * (flow.block * flow.blocks) as u64) >> 20;
+    let there = if missing.present > 0 { format!(", {} are there", missing.present) } else { String::new() };
+    let device = dispatch.as_ref().map_or("none, maps only".into(), |d| d.describe());
+    note(format_args!("engine: {device}"));
+    note(format_args!(
+        "{} samples to make{there}; memory: about {memory} MB besides wave fields",
+        missing.samples.len()
+    ));
+    let done = make(&store, &missing, dispatch.as_ref(), flow, &signals)?;
+    if done < missing.samples.len() {
+        return Err(signals.interruption(&args.output));
+    }
+    note(format_args!("wrote {}", args.output.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Threads and blocks for this machine; `fit` samples may be held.
+fn flow(dispatch: Option<&Dispatch>, fit: usize) -> Flow {
+    let cores = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
+    let (batch, lanes) = dispatch.map_or((1, 1), |d| (d.batch(), d.lanes().max(1)));
+    Flow::new(batch.clamp(1, fit), lanes, cores, cores, fit)
+}
+
+/// Makes the missing samples; returns how many until the end or a signal.
+fn make(store: &Store, missing: &Missing, dispatch: Option<&Dispatch>, flow: Flow, signals: &Signals) -> Result<usize> {
+    let recipe = store.recipe();
+    let read = |i: usize| {
+        let origin = recipe.origin(missing.samples[i]);
+        Ok((origin, recipe.map(origin)))
+    };
+    type Drawn = (Origin, Array2<f32>);
+    let model = |drawn: Vec<Drawn>| -> Result<Vec<(Drawn, Option<Gather>)>> {
+        let Some(dispatch) = dispatch else { return Ok(drawn.into_iter().map(|d| (d, None)).collect()) };
+        let models: Vec<Model> = drawn.iter().map(|(_, map)| Model::from_map(map.mapv(f64::from))).collect();
+        let gathers = dispatch.forward(&models)?;
+        Ok(drawn.into_iter().zip(gathers.into_iter().map(Some)).collect())
+    };
+    let encode = |((origin, map), gather): (Drawn, Option<Gather>)| {
+        let sample = Sample::new(recipe, origin, map, gather.as_ref());
+        drop(gather);
+        Ok(store.encode(&sample))
+    };
+    let mut appender = store.appender(missing);
+    let mut progress = Progress::new(missing);
+    let write = |sample: Encoded| {
+        appender.write(&sample)?;
+        progress.add();
+        Ok(())
+    };
+    let done = stream(missing.samples.len(), flow, &signals.stop, read, model, encode, write);
+    progress.bar.finish_and_clear();
+    match done {
+        // what is written is kept; where writing itself failed, the file at work is given up
+        Err(e) => {
+            if !matches!(e, Error::Io { .. }) {
+                let _ = appender.finish();
+            }
+            Err(e)
+        }
+        Ok(done) => appender.finish().map(|()| done),
+    }
+}
+
+/// A bar on a terminal, lines elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    before: u64,
+    total: u64,
+    since: Instant,
+    told: Instant,
+}
+
+impl Progress {
+    fn new(missing: &Missing) -> Self {
+        let total = missing.present + missing.samples.len() as u64;
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} samples, {per_sec}, {eta} left");
+        let bar = ProgressBar::new(total).with_style(style.expect("a valid template")).with_position(missing.present);
+        bar.reset_eta();
+        Self { bar, before: missing.present, total, since: Instant::now(), told: Instant::now() }
+    }
+
+    fn add(&mut self) {
+        self.bar.inc(1);
+        let done = self.bar.position();
+        if self.bar.is_hidden() && (done == self.total || self.told.elapsed() >= LINE_EVERY) {
+            let rate = (done - self.before) as f64 / self.since.elapsed().as_secs_f64();
+            note(format_args!("{done} of {} samples, {rate:.1} per second", self.total));
+            self.told = Instant::now();
+        }
+    }
+}
