@@ -17,13 +17,13 @@ const IMAGE: (usize, usize) = (SHAPE.0 * FINE, SHAPE.1 * FINE);
 
 /// A map of Style_A: (70, 70), m/s.
 pub fn smooth(rng: &mut StdRng) -> Array2<f32> {
-    let (blur, contrast) = (rng.random_range(1.5..2.4), rng.random_range(150.0..400.0));
+    let (blur, contrast) = (rng.random_range(0.9..1.6), rng.random_range(150.0..400.0));
     style(rng, blur, contrast)
 }
 
 /// A map of Style_B: (70, 70), m/s.
 pub fn sharp(rng: &mut StdRng) -> Array2<f32> {
-    let (blur, contrast) = (rng.random_range(0.4..0.9), rng.random_range(120.0..320.0));
+    let (blur, contrast) = (rng.random_range(0.15..0.5), rng.random_range(120.0..320.0));
     style(rng, blur, contrast)
 }
 

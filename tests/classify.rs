@@ -1,0 +1,72 @@
+//! Families and groups: from a gather and a prediction.
+
+use fwi::family::{Group, classify, two_largest_patches};
+use fwi::prior::Prediction;
+use fwi::wave::{CpuOptions, Propagator, build};
+use fwi::{Family, Model, Observed, Survey, synth};
+use ndarray::Array2;
+
+/// A prediction of `map`, with equal probabilities for `families` if any are named.
+fn prediction(map: &Array2<f32>, families: &[Family]) -> Prediction {
+    let share = 1.0 / families.len().max(1) as f64;
+    let told = Family::ALL.map(|f| (f, if families.contains(&f) { share } else { 0.0 })).to_vec();
+    Prediction { velocity: map.clone(), error: None, families: (!families.is_empty()).then_some(told) }
+}
+
+/// What the exact operator records over a map.
+fn observed(map: &Array2<f32>) -> Observed {
+    let propagator = build(Survey::openfwi(), &CpuOptions::default()).unwrap();
+    Observed::new(propagator.forward(&[Model::from_map(map.mapv(f64::from))]).unwrap().remove(0))
+}
+
+#[test]
+fn the_gathers_symmetry_overrules_the_prior() {
+    let survey = Survey::openfwi();
+    let flat = synth::draw(Family::FlatVelB, 5, 0);
+    let c = classify(&survey, &observed(&flat), &prediction(&flat, &[Family::StyleA]));
+    assert_eq!(c.group, Group::FlatVel);
+    assert!((c.probability - 1.0).abs() < 1e-12);
+    let curved = synth::draw(Family::CurveVelA, 5, 0);
+    let c = classify(&survey, &observed(&curved), &prediction(&curved, &[Family::FlatVelA, Family::CurveVelA]));
+    assert_eq!((c.group, c.family), (Group::Layered, Family::CurveVelA));
+    assert!((c.families.iter().map(|p| p.1).sum::<f64>() - 1.0).abs() < 1e-12);
+    let c = classify(&survey, &observed(&curved), &prediction(&curved, &[Family::FlatVelA]));
+    assert_ne!(c.group, Group::FlatVel);
+}
+
+/// Without probabilities of a prior, the texture of the map decides; on true maps it is nearly always right.
+#[test]
+fn texture_tells_style_from_layers() {
+    let survey = Survey::openfwi();
+    // the symmetry of this gather rules the flat families out
+    let gather = observed(&synth::draw(Family::CurveVelA, 5, 0));
+    let right = |family: Family, of: &dyn Fn(Group) -> bool| {
+        let maps = (0..40).map(|i| synth::draw(family, 6, i));
+        maps.filter(|m| of(classify(&survey, &gather, &prediction(m, &[])).group)).count()
+    };
+    for family in [Family::StyleA, Family::StyleB] {
+        let n = right(family, &|g| matches!(g, Group::StyleA | Group::StyleB));
+        assert!(n >= 38, "{family}: {n} of 40");
+    }
+    for family in [Family::CurveVelA, Family::CurveVelB, Family::FlatFaultA, Family::CurveFaultB] {
+        let n = right(family, &|g| matches!(g, Group::Layered | Group::TwoVelocities));
+        assert!(n >= 38, "{family}: {n} of 40");
+    }
+    let (a, b) = (right(Family::StyleA, &|g| g == Group::StyleA), right(Family::StyleB, &|g| g == Group::StyleB));
+    assert!(a >= 30 && b >= 30, "{a} and {b} of 40");
+}
+
+#[test]
+fn patches_are_connected_areas() {
+    let mut map = Array2::from_elem((70, 70), 2000.0f32);
+    map.slice_mut(ndarray::s![30.., ..]).fill(3000.0);
+    assert_eq!(two_largest_patches(&map, 1.0), 4900);
+    assert_eq!(Group::of_map(Family::FlatFaultA, &map), Group::TwoVelocities);
+    assert_eq!(Group::of_map(Family::CurveVelA, &map), Group::Layered);
+    map.slice_mut(ndarray::s![50.., ..]).fill(4000.0);
+    assert_eq!(two_largest_patches(&map, 1.0), 50 * 70);
+    assert_eq!(Group::of_map(Family::FlatFaultA, &map), Group::Layered);
+    // diagonal neighbours do not touch
+    let checks = Array2::from_shape_fn((70, 70), |(z, x)| if (z + x) % 2 == 0 { 2000.0 } else { 3000.0 });
+    assert_eq!(two_largest_patches(&checks, 1.0), 2);
+}
