@@ -186,3 +186,41 @@ fn a_batch_starts_from_a_prior() {
     let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert!(summary["prior"].as_str().unwrap().starts_with("plain (sha256"), "{summary}");
 }
+
+#[test]
+fn classify_prints_a_line_for_every_gather_and_goes_on_after_a_bad_one() {
+    let bench = Bench::new();
+    let short = bench.path("short.npy");
+    write_array(&short, Array2::<f32>::zeros((3, 4)).view()).unwrap();
+    let (code, out, err) = run(fwi().arg("classify").arg(&short).arg(&bench.gather));
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("short.npy") && err.contains("(5, 1000, 70)"), "{err}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines.len() == 2 && lines[0].contains("mirror rms") && lines[1].starts_with("gather "), "{out}");
+    assert!(lines[1].contains('%'), "{out}");
+}
+
+#[test]
+fn evaluate_measures_given_and_synthetic_maps() {
+    let bench = Bench::new();
+    let maps = bench.path("maps.npy");
+    let steps = Array2::from_shape_fn((70, 70), |(z, _)| if z < 35 { 2000.0f32 } else { 3000.0 });
+    write_array(&maps, steps.view()).unwrap();
+    let json = bench.path("figures.json");
+    let argument = format!("FlatVel_A={}", maps.display());
+    let mut command = fwi();
+    command.args(["prior", "evaluate", "--synthetic", "1", "--maps", &argument, "--json"]).arg(&json);
+    let (code, out, err) = run(&mut command);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("groups told right: ") && out.contains(" of 11, "), "{out}");
+    let figures: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    let families = figures["families"].as_array().unwrap();
+    assert_eq!(families.len(), 11);
+    assert_eq!((&families[0]["maps"], &families[0]["family"]), (&"given".into(), &"FlatVel_A".into()));
+    // the least-absolute fit of a line to a step of 1000 m/s in the middle
+    let gradient = families[0]["gradient"].as_f64().unwrap();
+    assert!(gradient > 100.0 && gradient < 250.0, "{gradient}");
+    assert!(families[0]["mae"].as_f64().unwrap() > 0.0);
+    let (code, _, err) = run(fwi().args(["prior", "evaluate", "--maps", "maps.npy"]));
+    assert!(code == 2 && err.contains("FAMILY=FILE"), "{err}");
+}
