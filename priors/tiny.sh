@@ -8,13 +8,13 @@ python=${2:-python3}
 case $fwi in */*) fwi=$(cd "$(dirname "$fwi")" && pwd)/$(basename "$fwi") ;; esac
 cd "$here"
 mkdir -p out/tiny/held-out out/tiny/unlabelled
-$fwi synth all -n 600 -o out/tiny/train.h5 --half --every 8 --middle-flip --seed 1
-$fwi synth all -n 100 -o out/tiny/held-out/held_out.h5 --half --every 8 --middle-flip --seed 2
-$python -m recipe.train configs/tiny.toml
+"$fwi" synth all -n 600 -o out/tiny/train.h5 --half --every 8 --middle-flip --seed 1
+"$fwi" synth all -n 100 -o out/tiny/held-out/held_out.h5 --half --every 8 --middle-flip --seed 2
+"$python" -m recipe.train configs/tiny.toml
 # gathers without maps: their predictions, modelled exactly, are training pairs too
-$fwi synth all -n 40 -o out/tiny/unlabelled/gathers.h5 --seed 3
-$python -m recipe.pseudo out/tiny/model.pt out/tiny/unlabelled/gathers.h5 -o out/tiny/train-pseudo.h5 --fwi "$fwi"
-$python -m recipe.train configs/tiny.toml --samples 9000
-$python -m recipe.export out/tiny/model.pt out/tiny/prior --config configs/tiny.toml
-$fwi prior inspect out/tiny/prior/model.onnx
-$fwi prior predict "$here/../examples/data/gather.npy" --prior out/tiny/prior/model.onnx -o out/tiny/predicted.npy
+"$fwi" synth all -n 40 -o out/tiny/unlabelled/gathers.h5 --seed 3
+"$python" -m recipe.pseudo out/tiny/model.pt out/tiny/unlabelled/gathers.h5 -o out/tiny/train-pseudo.h5 --fwi "$fwi"
+"$python" -m recipe.train configs/tiny.toml --samples 9000
+"$python" -m recipe.export out/tiny/model.pt out/tiny/prior --config configs/tiny.toml
+"$fwi" prior inspect out/tiny/prior/model.onnx
+"$fwi" prior predict "$here/../examples/data/gather.npy" --prior out/tiny/prior/model.onnx -o out/tiny/predicted.npy

@@ -32,6 +32,27 @@ fn the_gathers_symmetry_overrules_the_prior() {
     assert!((c.families.iter().map(|p| p.1).sum::<f64>() - 1.0).abs() < 1e-12);
     let c = classify(&survey, &observed(&curved), &prediction(&curved, &[Family::FlatVelA]));
     assert_ne!(c.group, Group::FlatVel);
+    // labels of a prior that knows no flat family
+    let mut few = prediction(&flat, &[Family::StyleA]);
+    few.families = Some(vec![(Family::StyleA, 0.7), (Family::CurveVelA, 0.3)]);
+    let c = classify(&survey, &observed(&flat), &few);
+    assert_eq!((c.group, c.probability), (Group::FlatVel, 1.0));
+}
+
+#[test]
+fn noise_leaves_the_priors_word() {
+    let survey = Survey::openfwi();
+    let flat = synth::draw(Family::FlatVelB, 5, 0);
+    let mut gather = observed(&flat).gather.data.clone();
+    let mut state = 1u64;
+    gather.mapv_inplace(|v| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        v + 1e-3 * ((state >> 40) as f64 / (1u64 << 23) as f64 - 1.0)
+    });
+    let told = prediction(&flat, &[Family::FlatVelA]);
+    let c = classify(&survey, &Observed::new(fwi::Gather::new(gather)), &told);
+    assert!(c.mirror_rms.unwrap() > 1e-4);
+    assert_eq!((c.group, c.family), (Group::FlatVel, Family::FlatVelA));
 }
 
 /// Without probabilities of a prior, the texture of the map decides; on true maps it is nearly always right.

@@ -221,6 +221,11 @@ fn evaluate_measures_given_and_synthetic_maps() {
     let gradient = families[0]["gradient"].as_f64().unwrap();
     assert!(gradient > 100.0 && gradient < 250.0, "{gradient}");
     assert!(families[0]["mae"].as_f64().unwrap() > 0.0);
+    let before = fs::read(&maps).unwrap();
+    let (code, _, err) = run(fwi().args(["prior", "evaluate", "--maps", &argument, "--json"]).arg(&maps));
+    assert!(code == 2 && err.contains("overwritten") && fs::read(&maps).unwrap() == before, "{err}");
+    let (code, _, err) = run(fwi().args(["prior", "evaluate", "--synthetic", "0"]));
+    assert!(code == 2 && err.contains("--maps"), "{err}");
     let (code, _, err) = run(fwi().args(["prior", "evaluate", "--maps", "maps.npy"]));
     assert!(code == 2 && err.contains("FAMILY=FILE"), "{err}");
 }

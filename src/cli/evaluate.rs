@@ -2,6 +2,7 @@
 
 use super::engine::Engine;
 use super::note;
+use super::options::{same_file, usable};
 use super::prior_options::{PriorOptions, StartFrom, memory_limit};
 use super::tell;
 use fwi::family::{Classification, Group, classify};
@@ -11,7 +12,7 @@ use fwi::synth::{best_gradient_mae, draw};
 use fwi::{Error, Family, Model, Observed, Prior, Propagator, Result, Survey};
 use ndarray::Array2;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Evaluate a prior.
@@ -21,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "FAMILY=MAPS", value_parser = parse_maps)]
     maps: Vec<(Family, PathBuf)>,
     /// Synthetic maps of each family [default: 20 without --maps]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=100_000))]
     synthetic: Option<u64>,
     /// Seed of the synthetic maps
     #[arg(long, default_value = "999")]
@@ -65,7 +66,12 @@ struct Table {
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let survey = Survey::openfwi();
+    let synthetic = args.synthetic.unwrap_or(if args.maps.is_empty() { 20 } else { 0 });
+    if synthetic == 0 && args.maps.is_empty() {
+        return Err(Error::Usage("--synthetic 0 without --maps leaves nothing to measure; give one of them".into()));
+    }
     let names = StartFrom::priors(&args.prior)?;
+    check_outputs(args)?;
     let opened = args.options.open(&names, args.engine.threads, memory_limit(args.engine.max_memory), false)?;
     note(format_args!("prior: {}", opened.prior.describe()));
     let propagator = args.engine.propagator(survey.clone())?;
@@ -74,9 +80,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for (family, path) in &args.maps {
         let mut file = Maps::open(path, survey.map_shape(), &Limits::default())?;
         let maps = (0..file.len()).map(|i| file.get(i)).collect::<Result<Vec<_>>>()?;
+        for (i, map) in maps.iter().enumerate() {
+            usable(Model::from_map(map.clone()), None, &survey, path, i)?;
+        }
         tables.push(table(*family, true, maps, &*propagator, &*opened.prior, &survey)?);
     }
-    let synthetic = args.synthetic.unwrap_or(if args.maps.is_empty() { 20 } else { 0 });
     for family in Family::ALL {
         let maps: Vec<_> = (0..synthetic).map(|i| draw(family, args.seed, i).mapv(f64::from)).collect();
         if !maps.is_empty() {
@@ -92,6 +100,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Errors when the figures would be written over what is read.
+fn check_outputs(args: &Args) -> Result<()> {
+    let Some(json) = &args.json else { return Ok(()) };
+    // one array of a file is named file:array
+    let file = |path: &Path| {
+        PathBuf::from(
+            path.to_string_lossy().split_once(':').map_or(path.to_string_lossy(), |p| p.0.into()).into_owned(),
+        )
+    };
+    let read = args.maps.iter().map(|(_, path)| file(path)).chain(args.prior.iter().map(PathBuf::from));
+    match read.into_iter().any(|path| same_file(&path, json)) {
+        true => Err(Error::Usage(format!("{}: would be overwritten; choose another name", json.display()))),
+        false => Ok(()),
+    }
+}
+
 fn table(
     family: Family,
     real: bool,
@@ -103,9 +127,6 @@ fn table(
     let mut cases = vec![];
     for block in maps.chunks(BLOCK) {
         let models: Vec<Model> = block.iter().map(|m| Model::from_map(m.clone())).collect();
-        for model in &models {
-            survey.check_velocities(model.vmin, model.vmax(), model.vmin)?;
-        }
         let gathers = propagator.forward(&models)?;
         let one = |(map, gather)| case(family, map, Observed::new(gather), prior, survey);
         let panicked = || Err(Error::Numerical("the prediction panicked".into()));

@@ -1,6 +1,6 @@
 //! Which family a gather belongs to, from the gather and what a prior predicts of it.
 //!
-//! The gather alone tells horizontally constant maps for certain (see [`mirror_rms`]). For the rest there are the prior's
+//! A gather without noise tells by itself whether its map is horizontally constant (see [`mirror_rms`]). For the rest there are the prior's
 //! own probabilities; a prior without them leaves the map, whose texture tells the Style families from layers.
 
 use super::{Family, MIRROR_RMS, mirror_rms};
@@ -65,6 +65,8 @@ impl fmt::Display for Group {
     }
 }
 
+/// Mirror rms above which a map is not horizontally constant; real maps that are not show 0.1 and more.
+pub const ASYMMETRIC_RMS: f64 = 0.03;
 /// Cells of the two largest patches above which two velocities fill a map (the contest's second place).
 pub const TWO_PATCHES: usize = 4100;
 /// Largest step between neighbouring cells of one patch of a true map, m/s.
@@ -94,8 +96,16 @@ pub fn classify(survey: &Survey, observed: &Observed, prediction: &Prediction) -
         Some(told) => told.clone(),
         None => from_texture(&prediction.velocity),
     };
-    if let Some(rms) = mirror {
-        constrain(&mut families, rms < MIRROR_RMS);
+    for family in Family::ALL {
+        if families.iter().all(|(f, _)| *f != family) {
+            families.push((family, 0.0));
+        }
+    }
+    match mirror {
+        Some(rms) if rms < MIRROR_RMS => constrain(&mut families, true),
+        Some(rms) if rms > ASYMMETRIC_RMS => constrain(&mut families, false),
+        // noise, or hardly a difference: the prior's word stands
+        _ => (),
     }
     let likeliest =
         |of: &[(Family, f64)]| of.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Family::FlatVelA, |p| p.0);

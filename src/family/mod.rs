@@ -3,7 +3,7 @@
 mod classify;
 mod names;
 
-pub use classify::{Classification, Group, TWO_PATCHES, classify, two_largest_patches};
+pub use classify::{ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, two_largest_patches};
 pub use names::Family;
 
 use crate::{Observed, Survey};
