@@ -15,6 +15,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from .calibrate import calibrate
 from .model import FAMILIES, Prior, Shape, Whole
 
 SMALL = 2048
@@ -75,12 +76,12 @@ def quote(text):
     return '"' + str(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def manifest(name, config, digest):
+def manifest(name, config, digest, factor):
     """The manifest that `fwi` reads beside the model."""
     card = config["card"]
     lines = [f"{key} = {quote(value)}" for key, value in {"name": name, **card}.items()]
     lines += ['model = "model.onnx"', f'sha256 = "{digest}"']
-    lines += ["", "[input]", 'name = "gather"', "", "[velocity]", 'output = "velocity"', "", "[error]", 'output = "error"']
+    lines += ["", "[input]", 'name = "gather"', "", "[velocity]", 'output = "velocity"', "", "[error]", 'output = "error"', f"scale = {factor:.3f}"]
     lines += ["", "[families]", 'output = "families"', f"labels = [{', '.join(quote(f) for f in FAMILIES)}]"]
     return "\n".join(lines) + "\n"
 
@@ -90,16 +91,18 @@ def main():
     parser.add_argument("model", type=Path, help="model.pt of a training run")
     parser.add_argument("folder", type=Path, help="where model.onnx and manifest.toml go; its name is the prior's")
     parser.add_argument("--config", type=Path, required=True, help="the run's configuration, for the card")
+    parser.add_argument("--calibrate", metavar="PATTERN", help="files of fwi synth to calibrate families and errors on")
     args = parser.parse_args()
     saved = torch.load(args.model, map_location="cpu")
     model = Prior(Shape(**saved["shape"]))
     model.load_state_dict(saved["weights"])
+    factor = calibrate(model, args.calibrate) if args.calibrate else 1.0
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "model.onnx"
     deviation = export(model, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     config = tomllib.loads(args.config.read_text())
-    (args.folder / "manifest.toml").write_text(manifest(args.folder.resolve().name, config, digest))
+    (args.folder / "manifest.toml").write_text(manifest(args.folder.resolve().name, config, digest, factor))
     checked = "not checked (no onnxruntime)" if deviation is None else f"within {deviation:.2g} m/s of the network"
     print(f"wrote {path}: {path.stat().st_size / 2**20:.1f} MiB, {checked}")
 

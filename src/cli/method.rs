@@ -1,7 +1,7 @@
 //! How to optimise and when to stop: options and signals that `fwi invert` and `fwi batch` share.
 
 use super::options::{parse_duration, parse_positive};
-use fwi::invert::{Settings, Stage};
+use fwi::invert::{Settings, Stage, prior_schedule};
 use fwi::{Error, Result, Survey};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::Path;
@@ -28,7 +28,7 @@ pub struct Until {
 #[command(next_help_heading = "Method")]
 pub struct Method {
     /// Stages in order, each MISFIT or MISFIT@EVALUATIONS: lowpass:HZ, l2, l1, huber:D, student:S [default: frequency
-    /// continuation, then l2]
+    /// continuation, a short one from a prior, then l2]
     #[arg(long, value_name = "STAGES")]
     stages: Option<String>,
     /// Smallest and largest velocity, m/s
@@ -40,8 +40,9 @@ pub struct Method {
 }
 
 impl Method {
-    /// The settings of an inversion, if the survey can compute what the bounds allow.
-    pub fn settings(&self, until: &Until, survey: &Survey) -> Result<Settings> {
+    /// The settings of an inversion, if the survey can compute what the bounds allow; `from_prior` chooses the stages
+    /// where none are named.
+    pub fn settings(&self, until: &Until, survey: &Survey, from_prior: bool) -> Result<Settings> {
         let [low, high] = self.bounds[..] else {
             return Err(Error::Usage("--bounds takes two velocities, as in 1500,4500".into()));
         };
@@ -57,8 +58,10 @@ impl Method {
             target_rms: until.target_rms,
             ..Settings::default()
         };
-        if let Some(text) = &self.stages {
-            settings.stages = Stage::parse_schedule(text)?;
+        match &self.stages {
+            Some(text) => settings.stages = Stage::parse_schedule(text)?,
+            None if from_prior => settings.stages = prior_schedule(),
+            None => (),
         }
         Ok(settings)
     }

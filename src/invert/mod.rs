@@ -21,6 +21,6 @@ mod state;
 pub use batch::{Task, bytes_per_inversion, invert_many};
 pub use outcome::{Observer, Outcome, Progress, StageSummary, StopReason};
 pub use run::{Inversion, Settings};
-pub use stage::{Stage, Stall, Vmin, default_schedule};
+pub use stage::{Stage, Stall, Vmin, default_schedule, prior_schedule};
 pub use start::{Start, source_velocities};
 pub use state::State;
