@@ -158,6 +158,15 @@ fn an_inversion_starts_from_a_prior() {
     assert_eq!(result["start"], "prior");
     assert!(result["prior"]["description"].as_str().unwrap().starts_with("plain (sha256"), "{result}");
     assert!(err.contains("prior: plain") && err.contains("for the prior, before the inversion"), "{err}");
+    // resumed, it asks no prior again, and the result still tells what it said
+    let said = result["prior"].clone();
+    let (resumed, _, err) = invert("prior", &["--resume".as_ref(), "--prior".as_ref(), "/no.onnx".as_ref()]);
+    assert!(err.contains("resuming after iteration") && !err.contains("prior: "), "{err}");
+    assert_eq!((&resumed["start"], &resumed["prior"]), (&result["start"], &said));
+    let mut again = fwi();
+    again.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path("prior")).args(["--prior", "/no.onnx"]);
+    let (code, _, err) = run(&mut again);
+    assert!(code == 2 && err.contains("holds an inversion"), "{err}");
     let start = bench.path("start.npy");
     let (result, wanted, _) = invert("map", &["--start".as_ref(), start.as_ref()]);
     assert_eq!(result["prior"], serde_json::Value::Null);
