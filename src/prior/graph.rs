@@ -102,8 +102,12 @@ impl Graph {
         if bytes.is_empty() {
             return Err(fail("is empty; expected an ONNX model".into()));
         }
-        let mut model = ModelProto::decode(bytes)
-            .map_err(|e| fail(format!("is no ONNX model, or a truncated or damaged one ({e}); export it again")))?;
+        let mut model = ModelProto::decode(bytes).map_err(|e| {
+            // the path of fields before it is as long as the nesting is deep
+            let text = e.to_string();
+            let why = text.rsplit(": ").next().unwrap_or_default();
+            fail(format!("is no ONNX model, or a truncated or damaged one ({why}); export it again"))
+        })?;
         let mut walk = Walk {
             folder: path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
             files: HashMap::new(),
