@@ -26,12 +26,15 @@ fn kernel_sources(folder: &Path) -> Result<String, Box<dyn Error>> {
 }
 
 fn bundled_priors(folder: &Path) -> Result<String, Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=priors");
     let names = if folder.is_dir() { names(folder)? } else { vec![] };
     let mut list = String::from("&[\n");
     for name in names {
         let (manifest, model) = (folder.join(&name).join("manifest.toml"), folder.join(&name).join("model.onnx"));
         if manifest.is_file() && model.is_file() {
+            // these alone, not what training leaves beside them; the first build after a folder is added needs a touch
+            // of this file
+            println!("cargo:rerun-if-changed=priors/{name}/manifest.toml");
+            println!("cargo:rerun-if-changed=priors/{name}/model.onnx");
             writeln!(
                 list,
                 "    Bundled {{ name: {name:?}, manifest: include_str!({manifest:?}), model: include_bytes!({model:?}) }},"

@@ -181,7 +181,7 @@ fn check_tells_this_map_from_another() {
     assert_eq!(result(&bench.path("holes"))["masked_traces"], serde_json::json!([[1, 3], [4, 69]]));
 }
 
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 20] = [
     "data_rms",
     "data_rms_per_shot",
     "engine",

@@ -108,6 +108,9 @@ fn several_priors_are_combined() {
     let (code, _, err) = run(predict(&bench, "out.npy").args(["--prior", &list, "--combine", "median"]));
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("median of plain (sha256"), "{err}");
+    // together, not each
+    let (code, _, err) = run(predict(&bench, "out.npy").args(["--prior", &list, "--max-memory", "1064M"]));
+    assert!(code == 0 && err.contains("1000 MB of them in 2 processes of their own"), "{err}");
     assert!((map(&bench.path("out.npy")) - trial_map()).iter().all(|d| d.abs() < 100.0));
 }
 
@@ -129,6 +132,12 @@ fn mistakes_have_their_exit_codes() {
     fails(predict(&bench, "o.npy").args(["--onnx-runtime", "tract", "--prior"]).arg(looped), 3, "does not know: Loop");
     let huge = fixture("huge");
     fails(predict(&bench, "o.npy").args(["--max-memory", "500M", "--prior"]).arg(huge), 5, "--max-memory");
+    let mut tight = predict(&bench, "o.npy");
+    let (_, _, err) = run(tight.args(["--max-memory", "70M"]));
+    assert!(err.contains("raise --max-memory") && !err.contains("--start"), "{err}");
+    let mut tight = fwi();
+    tight.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path("tight"));
+    fails(tight.args(["--max-memory", "70M"]), 5, "raise --max-memory");
     let plain = fixture("plain");
     let errors = bench.path("e.npy");
     fails(predict(&bench, "o.npy").arg("--prior").arg(&plain).arg("--errors").arg(errors), 2, "leave it out");
@@ -158,6 +167,15 @@ fn an_inversion_starts_from_a_prior() {
     assert_eq!(result["start"], "prior");
     assert!(result["prior"]["description"].as_str().unwrap().starts_with("plain (sha256"), "{result}");
     assert!(err.contains("prior: plain") && err.contains("for the prior, before the inversion"), "{err}");
+    // resumed, it asks no prior again, and the result still tells what it said
+    let said = result["prior"].clone();
+    let (resumed, _, err) = invert("prior", &["--resume".as_ref(), "--prior".as_ref(), "/no.onnx".as_ref()]);
+    assert!(err.contains("resuming after iteration") && !err.contains("prior: "), "{err}");
+    assert_eq!((&resumed["start"], &resumed["prior"]), (&result["start"], &said));
+    let mut again = fwi();
+    again.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path("prior")).args(["--prior", "/no.onnx"]);
+    let (code, _, err) = run(&mut again);
+    assert!(code == 2 && err.contains("holds an inversion"), "{err}");
     let start = bench.path("start.npy");
     let (result, wanted, _) = invert("map", &["--start".as_ref(), start.as_ref()]);
     assert_eq!(result["prior"], serde_json::Value::Null);
@@ -182,6 +200,7 @@ fn a_batch_starts_from_a_prior() {
     invert.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path("one")).args(["--max-evals", "4"]);
     assert_eq!(run(invert.arg("--prior").arg(&plain)).0, 0);
     assert_eq!(map(&bench.path("batch/velocity/gather.npy")), map(&bench.path("one/velocity.npy")));
+    assert!(err.contains(" MB for the prior"), "{err}");
     let text = fs::read_to_string(bench.path("batch/summary.json")).unwrap();
     let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert!(summary["prior"].as_str().unwrap().starts_with("plain (sha256"), "{summary}");

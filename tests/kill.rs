@@ -50,7 +50,7 @@ fn inspect(dir: &Path) -> (u64, u64) {
             "velocity.npy" => {
                 fwi::io::read_map(&path, (70, 70), &fwi::io::Limits::default()).unwrap();
             }
-            "result.json" => drop(serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()),
+            "result.json" | "start.json" => drop(serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()),
             name if name.ends_with(".png") => drop(image::load_from_memory(&bytes).unwrap()),
             ".lock" => {}
             name => assert!(name.starts_with(".fwi-") && name.ends_with(".tmp"), "{name} does not belong here"),

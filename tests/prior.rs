@@ -6,6 +6,7 @@
 mod prior_common;
 
 use fwi::prior::layout::trial_map;
+use fwi::prior::registry::default_prior;
 use fwi::prior::{
     Augment, Combine, Combined, Flipped, Isolated, Network, Prediction, Runtime, RuntimeChoice, Source, WorkerLimits,
     predict_one,
@@ -232,6 +233,12 @@ fn runtime() -> Runtime {
     runtime
 }
 
+/// Every cell within a thousandth.
+fn assert_near(a: &Array2<f32>, b: &Array2<f32>) {
+    let off = a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f32::max);
+    assert!(off <= 1e-3, "{off}");
+}
+
 /// tract and ONNX Runtime agree; and ONNX Runtime takes what tract does not.
 fn both_runtimes_agree() {
     let runtime = runtime();
@@ -242,6 +249,11 @@ fn both_runtimes_agree() {
         let here = predict_one(&open(&fixture(name)).unwrap(), &gather).unwrap();
         let off = furthest(&there.velocity, &here.velocity);
         assert!(off <= if name == "f16" { 2.0 } else { 1e-3 }, "{name}: {off}");
+    }
+    if let Some(bundled) = default_prior() {
+        let there = predict_one(&bundled.open(&runtime, 2).unwrap(), &gather).unwrap();
+        let here = predict_one(&bundled.open(&Runtime::Tract, 1).unwrap(), &gather).unwrap();
+        assert_near(&there.velocity, &here.velocity);
     }
     for name in ["loop", "conv_transpose"] {
         let network = Network::open(&Source::of(&fixture(name)).unwrap(), &runtime, 1).unwrap();
@@ -264,13 +276,16 @@ fn onnx_runtime_refuses_in_words() {
     assert!(matches!(error, Error::Input { .. } | Error::Memory(_)), "{error:?}");
 }
 
-/// Threads change no bit here, either.
+/// Threads change no bit of a small network here, either, and nothing that counts of the bundled one.
 fn onnx_runtime_does_not_depend_on_threads() {
     let runtime = runtime();
     let gather = random_gather(12);
     let source = Source::of(&fixture("plain")).unwrap();
     let with = |threads| predict_one(&Network::open(&source, &runtime, threads).unwrap(), &gather).unwrap();
     assert_eq!(with(1), with(2));
+    let Some(bundled) = default_prior() else { return };
+    let with = |threads| predict_one(&bundled.open(&runtime, threads).unwrap(), &gather).unwrap();
+    assert_near(&with(1).velocity, &with(3).velocity);
 }
 
 fn a_library_that_cannot_be_used_is_reported() {

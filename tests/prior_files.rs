@@ -112,11 +112,94 @@ fn truncated_and_damaged_files_are_refused_in_words() {
         }
         assert!((400..4000).contains(&refused), "{name}: {refused}");
     }
-    let deep = (0..100_000).fold(vec![], |mut v: Vec<u8>, _| {
-        v.extend([0x3a, 0x7f]);
-        v
-    });
-    assert!(matches!(Graph::parse(&deep, Path::new("deep.onnx"), &limits), Err(Error::Input { .. })));
+}
+
+/// A graph in a node's attribute in a graph, and so on, every length true: no stack runs over.
+#[test]
+fn deep_nesting_is_refused() {
+    let field = |key: u8, content: &[u8]| {
+        let mut bytes = vec![key];
+        let mut length = content.len();
+        while length >= 128 {
+            bytes.push(length as u8 | 128);
+            length >>= 7;
+        }
+        bytes.push(length as u8);
+        [&bytes, content].concat()
+    };
+    // ModelProto.graph is field 7, GraphProto.node 1, NodeProto.attribute 5, AttributeProto.g 6
+    let nested = |depth| (0..depth).fold(vec![], |graph, _| field(0x0a, &field(0x2a, &field(0x32, &graph))));
+    let parse = |depth| {
+        let bytes = field(0x3a, &nested(depth));
+        Graph::parse(&bytes, Path::new("deep.onnx"), &GraphLimits::default()).map(|_| ()).unwrap_err().to_string()
+    };
+    // it is well-formed: a shallow one only lacks inputs
+    assert!(parse(5).contains("without inputs or outputs"), "{}", parse(5));
+    assert!(parse(5000).contains("recursion limit"), "{}", parse(5000));
+}
+
+/// Many tensors that name one stretch of a file take no more than the limit.
+#[test]
+fn external_data_count_as_often_as_they_are_named() {
+    let path = fixture("external");
+    let bytes = fs::read(&path).unwrap();
+    let once = Graph::parse(&bytes, &path, &GraphLimits::default()).unwrap().external_bytes;
+    let length = fs::metadata(path.with_file_name("weights.bin")).unwrap().len();
+    // a second list of the same weights: fields that repeat are merged
+    let model = [&bytes[..], &bytes[..]].concat();
+    let limits = |max_external| GraphLimits { max_external, ..GraphLimits::default() };
+    assert_eq!(Graph::parse(&model, &path, &limits(2 * length)).unwrap().external_bytes, 2 * once);
+    let error = Graph::parse(&model, &path, &limits(length)).unwrap_err().to_string();
+    assert!(error.contains("beyond the limit") && once <= length && 2 * once > length, "{error}");
+}
+
+#[test]
+fn names_of_operators_reach_no_terminal_unchecked() {
+    let bytes = fs::read(fixture("magic")).unwrap();
+    let at = bytes.windows(5).position(|w| w == b"Magic").unwrap();
+    let mut hostile = bytes.clone();
+    hostile[at..at + 5].copy_from_slice(b"\x1b[31m");
+    let error = Graph::parse(&hostile, Path::new("m.onnx"), &GraphLimits::default()).unwrap_err().to_string();
+    assert!(error.contains("name is no text") && !error.contains(char::is_control), "{error}");
+}
+
+/// Nobody writes to the pipe: opening it would wait for ever.
+#[cfg(unix)]
+#[test]
+fn a_manifest_that_is_a_pipe_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("manifest.toml");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for path in [dir.path(), &pipe] {
+        let error = Source::of(path).unwrap_err().to_string();
+        assert!(error.contains("no regular file; expected a manifest"), "{error}");
+    }
+}
+
+/// The parent is killed while the other end of the child's socket stays open: this test holds it.
+#[cfg(unix)]
+#[test]
+fn a_process_ends_with_its_parent() {
+    use std::io::{ErrorKind, Read};
+    use std::os::fd::OwnedFd;
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (program, arguments) = worker();
+    let mut parent = std::process::Command::new("sh")
+        .args(["-c", "exec 3<&0; \"$0\" \"$1\" <&3 & wait"])
+        .arg(program)
+        .args(arguments)
+        .stdin(OwnedFd::from(theirs))
+        .spawn()
+        .unwrap();
+    let mut wait = |seconds| {
+        ours.set_read_timeout(Some(Duration::from_secs(seconds))).unwrap();
+        ours.read(&mut [0])
+    };
+    let error = wait(2).expect_err("both live");
+    assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert_eq!(wait(3).expect("the child has closed its end"), 0);
 }
 
 #[cfg(unix)]
@@ -186,7 +269,8 @@ fn a_process_has_its_limits() {
         let limits = WorkerLimits { time: Duration::from_secs(5), ..WorkerLimits::default() };
         Isolated::open(program.into(), arguments, &source, &RuntimeChoice::Tract, 1, limits).map(|_| ()).unwrap_err()
     };
-    let error = start("/bin/sh", &["-c", "echo first >&2; echo last words >&2; kill -9 $$"]).to_string();
+    let error = start("/bin/sh", &["-c", "echo first >&2; echo last words >&2; echo note: run again >&2; kill -9 $$"])
+        .to_string();
     assert!(error.contains("signal 9") && error.contains("last words") && !error.contains("first"), "{error}");
     assert!(start("/nowhere/fwi", &[]).to_string().contains("cannot start"));
 }

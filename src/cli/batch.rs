@@ -1,7 +1,7 @@
 //! `fwi batch`: many gathers to velocity maps, as many at a time as keep the device busy.
 
 use super::batchdir::{BatchDir, Line};
-use super::engine::Engine;
+use super::engine::{BASE_BYTES, Engine};
 use super::gather_list::{self, Job, MapPerGather};
 use super::method::{Method, Signals, Until};
 use super::note;
@@ -113,7 +113,10 @@ impl Args {
             StartFrom::Gradient => Starts::Gradient,
             StartFrom::Maps(path) => Starts::Maps(open(path)?),
             StartFrom::Priors(names) => {
-                Starts::Prior(self.prior_options.open(names, self.engine.threads, memory, self.quiet)?)
+                // priors in files get half of what there is, the inversions the rest
+                let half = memory.saturating_sub(BASE_BYTES) / 2;
+                let threads = self.engine.threads;
+                Starts::Prior(self.prior_options.open_for_start(names, threads, memory, half, self.quiet)?)
             }
         };
         Ok(Plan { survey, settings, jobs, start, start_name: from.name(), truth })
@@ -127,7 +130,7 @@ impl Args {
 
     /// The engines within the memory that the inversions leave.
     fn engines(&self, plan: &Plan) -> Result<Engines> {
-        let taken = if let Starts::Prior(opened) = &plan.start { opened.prior.bytes() } else { 0 };
+        let taken = if let Starts::Prior(opened) = &plan.start { opened.bytes } else { 0 };
         let budget = self.engine.budget()?.saturating_sub(taken);
         let each = bytes_per_inversion(&plan.survey, &plan.settings);
         let reserve = match self.in_flight {
@@ -209,12 +212,21 @@ fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
         args.say(&format!("engine of refined stages: {}", fine.describe()));
     }
     if let Starts::Prior(opened) = &plan.start {
-        args.say(&format!("prior: {}; memory: {}", opened.prior.describe(), opened.memory));
+        args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory));
     }
     let each = bytes_per_inversion(&plan.survey, &plan.settings);
     let fields = engines.coarse.gradient_bytes() + engines.fine.as_ref().map_or(0, |f| f.gradient_bytes());
     let inversions = each * in_flight as u64;
-    args.say(&format!("memory: {} MB for fields and history, {} MB for inversions", fields >> 20, inversions >> 20));
+    let (prior, prior_words) = match &plan.start {
+        Starts::Prior(opened) => (opened.bytes, format!(", {} MB for the prior", opened.bytes >> 20)),
+        _ => (0, String::new()),
+    };
+    args.say(&format!(
+        "memory: at most {} MB, {} MB of them for fields and history, {} MB for inversions{prior_words}",
+        (BASE_BYTES + fields + inversions + prior) >> 20,
+        fields >> 20,
+        inversions >> 20
+    ));
 }
 
 fn load(plan: &Plan, job: &Job) -> Result<Task> {

@@ -1,12 +1,12 @@
 //! `fwi invert`: one gather to a velocity map with figures, result and log.
 
-use super::engine::Engine;
+use super::engine::{BASE_BYTES, Engine};
 use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
 use super::options::{memory_line, observe, peak_memory, same_file};
 use super::prior_options::{PriorOptions, StartFrom, expected_error, families, memory_limit};
-use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, RunDir, VELOCITY, VELOCITY_FIGURE};
+use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, VELOCITY, VELOCITY_FIGURE};
 use fwi::invert::{Inversion, Outcome, Settings, Start, StopReason};
 use fwi::io::{Limits, read_map, write_array, write_atomic};
 use fwi::prior::predict_one;
@@ -61,10 +61,9 @@ struct Plan {
     survey: Survey,
     observed: Observed,
     truth: Option<Array2<f64>>,
-    start: Start,
-    /// For the result: where it starts from, and what the prior said.
-    start_name: String,
-    prior: Option<serde_json::Value>,
+    from: StartFrom,
+    /// The start, unless a prior is to predict it.
+    start: Option<Start>,
     settings: Settings,
 }
 
@@ -83,18 +82,28 @@ impl Args {
         let observed = observe(&self.gather, self.index, &survey)?;
         let truth = self.truth.as_ref().map(|p| read_map(p, survey.map_shape(), &limits)).transpose()?;
         let settings = self.method.settings(&self.until, &survey)?;
-        let (start, prior) = match &from {
-            StartFrom::Gradient => (Start::Gradient, None),
-            StartFrom::Maps(path) => (Start::Map(read_map(path, survey.map_shape(), &limits)?), None),
-            StartFrom::Priors(names) => self.predict(names, &observed).map(|(start, said)| (start, Some(said)))?,
+        let start = match &from {
+            StartFrom::Gradient => Some(Start::Gradient),
+            StartFrom::Maps(path) => Some(Start::Map(read_map(path, survey.map_shape(), &limits)?)),
+            StartFrom::Priors(_) => None,
         };
-        Ok(Plan { survey, observed, truth, start, start_name: from.name(), prior, settings })
+        Ok(Plan { survey, observed, truth, from, start, settings })
+    }
+
+    /// The start of an inversion that begins, and what the result tells about it.
+    fn begin(&self, plan: &Plan) -> Result<(Start, Origin)> {
+        let (start, prior) = match (&plan.start, &plan.from) {
+            (None, StartFrom::Priors(names)) => self.predict(names, &plan.observed).map(|(s, said)| (s, Some(said)))?,
+            (start, _) => (start.clone().unwrap_or(Start::Gradient), None),
+        };
+        Ok((start, Origin { start: plan.from.name(), prior }))
     }
 
     /// The start that priors predict, and what the result tells about them. They are gone before the inversion begins.
     fn predict(&self, names: &[String], observed: &Observed) -> Result<(Start, serde_json::Value)> {
         let memory = memory_limit(self.engine.max_memory);
-        let opened = self.prior_options.open(names, self.engine.threads, memory, self.quiet)?;
+        let processes = memory.saturating_sub(BASE_BYTES);
+        let opened = self.prior_options.open_for_start(names, self.engine.threads, memory, processes, self.quiet)?;
         let prediction = predict_one(&*opened.prior, observed)?;
         let family = families(&prediction).map_or(String::new(), |f| format!("; {f}"));
         self.say(&format!("prior: {}{family}", opened.prior.describe()));
@@ -145,9 +154,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     dir.sweep();
     let state = if args.resume { dir.checkpoint()? } else { None };
+    let begun = if state.is_none() { Some(args.begin(&plan)?) } else { None };
     if !args.resume {
         dir.clear()?;
     }
+    let (start, origin) = match begun {
+        Some((start, origin)) => {
+            dir.write_origin(&origin)?;
+            (start, origin)
+        }
+        None => (Start::Gradient, dir.origin()),
+    };
     report(&args, &plan, &*propagator, fine.as_deref());
     if let Some(state) = &state {
         args.say(&format!("resuming after iteration {}", state.iterations()));
@@ -162,12 +179,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
             Error::Usage(what) => Error::Usage(format!("{}: {what}", args.output.display())),
             other => other,
         }),
-        None => inversion.run(&plan.start, &mut monitor),
+        None => inversion.run(&start, &mut monitor),
     };
     monitor.finish();
     let convergence = std::mem::take(&mut monitor.convergence);
     let outcome = outcome?;
-    write_outputs(&args, &plan, fine.as_deref().unwrap_or(&*propagator), &outcome, &dir, &convergence)?;
+    write_outputs(&args, &plan, &origin, fine.as_deref().unwrap_or(&*propagator), &outcome, &dir, &convergence)?;
     conclude(&args, &outcome, &dir, &signals)
 }
 
@@ -198,6 +215,7 @@ fn report(args: &Args, plan: &Plan, propagator: &dyn Propagator, fine: Option<&d
 fn write_outputs(
     args: &Args,
     plan: &Plan,
+    origin: &Origin,
     propagator: &dyn Propagator,
     outcome: &Outcome,
     dir: &RunDir,
@@ -215,8 +233,8 @@ fn write_outputs(
         "version": env!("CARGO_PKG_VERSION"),
         "gather": args.gather,
         "index": args.index,
-        "start": if args.resume { "that of the run resumed" } else { plan.start_name.as_str() },
-        "prior": if args.resume { &None } else { &plan.prior },
+        "start": origin.start,
+        "prior": origin.prior,
         "family": family::from_gather(&plan.survey, &plan.observed),
         "data_rms": outcome.data_rms,
         "data_rms_per_shot": plan.observed.rms_per_shot(&synthetic),

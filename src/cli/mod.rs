@@ -69,7 +69,7 @@ enum Command {
     Check(check::Args),
     /// Compare a GPU's kernels with the CPU's, and time them
     GpuCheck(gpu_check::Args),
-    /// Priors, networks that predict a map from a gather: list, inspect, predict
+    /// Priors, networks that predict a map from a gather: list, inspect, predict, evaluate
     Prior(prior::Args),
     /// Tell the families of gathers
     Classify(classify::Args),

@@ -121,7 +121,9 @@ pub fn memory_limit(max_memory: Option<u64>) -> u64 {
 pub struct Opened {
     /// The prior.
     pub prior: Box<dyn Prior>,
-    /// What memory it takes, in words.
+    /// Bytes that it takes at most, its processes included.
+    pub bytes: u64,
+    /// The same in words.
     pub memory: String,
 }
 
@@ -133,20 +135,47 @@ enum Ready {
 }
 
 impl PriorOptions {
-    /// Opens priors by name or file; those in the binary in this process, files in processes of their own.
+    /// Opens priors by name or file, those in the binary in this process, files in processes of their own. Together
+    /// with this process they take at most `memory` bytes.
     pub fn open(&self, names: &[String], threads: usize, memory: u64, quiet: bool) -> Result<Opened> {
+        self.open_within(names, threads, memory, memory.saturating_sub(BASE_BYTES), quiet)
+    }
+
+    /// [`open`](Self::open) for the start of an inversion, which can do without; `processes` bytes of the memory are for
+    /// processes of their own.
+    pub fn open_for_start(
+        &self,
+        names: &[String],
+        threads: usize,
+        memory: u64,
+        processes: u64,
+        quiet: bool,
+    ) -> Result<Opened> {
+        self.open_within(names, threads, memory, processes, quiet).map_err(|e| match e {
+            Error::Memory(what) => Error::Memory(format!("{what}; or take --start gradient")),
+            other => other,
+        })
+    }
+
+    fn open_within(
+        &self,
+        names: &[String],
+        threads: usize,
+        memory: u64,
+        processes: u64,
+        quiet: bool,
+    ) -> Result<Opened> {
+        let found = names.iter().map(|name| registry::find(name)).collect::<Result<Vec<_>>>()?;
+        let files = found.iter().filter(|f| cfg!(unix) && matches!(f, Found::Files(_))).count() as u64;
+        let share = processes / files.max(1);
         let mut priors: Vec<Box<dyn Prior>> = vec![];
-        let mut apart = false;
-        for name in names {
-            let ready = self.network(name, threads, memory, quiet)?;
+        for found in found {
+            let ready = self.network(found, threads, share, quiet)?;
             let augment = ready.info().augment();
             let prior: Box<dyn Prior> = match ready {
                 Ready::Here(network) => Box::new(network),
                 #[cfg(unix)]
-                Ready::Apart(worker) => {
-                    apart = true;
-                    Box::new(worker)
-                }
+                Ready::Apart(worker) => Box::new(worker),
             };
             let flip = self.tta.map_or(augment == Augment::Flip, |t| t == TtaArg::Flip);
             priors.push(if flip { Box::new(Flipped::new(prior, &Survey::openfwi(), threads)?) } else { prior });
@@ -156,23 +185,28 @@ impl PriorOptions {
         let bytes = prior.bytes();
         if bytes + BASE_BYTES > memory {
             return Err(Error::Memory(format!(
-                "the prior takes {} MB, more than the limit of {} MB allows; raise --max-memory, or take --start gradient",
+                "the prior takes {} MB, more than the limit of {} MB allows; raise --max-memory",
                 bytes >> 20,
                 memory >> 20
             )));
         }
-        let own = format!("at most {} MB in a process of its own", memory >> 20);
-        let memory = if apart { own } else { format!("about {} MB", bytes >> 20) };
-        Ok(Opened { prior, memory })
+        let apart = share * files;
+        let total = bytes + apart;
+        let memory = match files {
+            0 => format!("about {} MB", bytes >> 20),
+            1 => format!("at most {} MB, {} MB of them in a process of its own", total >> 20, apart >> 20),
+            n => format!("at most {} MB, {} MB of them in {n} processes of their own", total >> 20, apart >> 20),
+        };
+        Ok(Opened { prior, bytes: total, memory })
     }
 
     /// What is known about a prior.
     pub fn inspect(&self, name: &str, memory: u64) -> Result<Info> {
-        Ok(self.network(name, 0, memory, false)?.info().clone())
+        Ok(self.network(registry::find(name)?, 0, memory.saturating_sub(BASE_BYTES), false)?.info().clone())
     }
 
-    fn network(&self, name: &str, threads: usize, memory: u64, quiet: bool) -> Result<Ready> {
-        match registry::find(name)? {
+    fn network(&self, found: Found, threads: usize, memory: u64, quiet: bool) -> Result<Ready> {
+        match found {
             Found::Bundled(bundled) => {
                 let (runtime, trouble) = Runtime::choose(&self.onnx_runtime)?;
                 trouble.filter(|_| !quiet).iter().for_each(note);

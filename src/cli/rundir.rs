@@ -14,6 +14,10 @@ const CHECKPOINT: &str = "checkpoint.bin";
 const SAFE_CHECKPOINT: &str = "checkpoint-synced.bin";
 const LOG: &str = "log.jsonl";
 const RESULT: &str = "result.json";
+/// Where the inversion began, for the result of a run that is resumed.
+const ORIGIN: &str = "start.json";
+/// Longest [`ORIGIN`] that is read, bytes.
+const MAX_ORIGIN: u64 = 1 << 20;
 /// The map found, (70, 70) f32.
 pub const VELOCITY: &str = "velocity.npy";
 /// The map as a figure.
@@ -32,6 +36,15 @@ pub struct RunDir {
     synced: Option<Instant>,
     log: Option<File>,
     _lock: File,
+}
+
+/// Where an inversion began.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub struct Origin {
+    /// "gradient", "prior" or the file.
+    pub start: String,
+    /// What the prior said.
+    pub prior: Option<serde_json::Value>,
 }
 
 /// One line of the log, as far as it is read again.
@@ -93,7 +106,7 @@ impl RunDir {
 
     /// Whether an inversion has left something here.
     pub fn is_used(&self) -> bool {
-        [CHECKPOINT, SAFE_CHECKPOINT, LOG].iter().chain(&OUTPUTS).any(|f| self.file(f).exists())
+        [CHECKPOINT, SAFE_CHECKPOINT, LOG, ORIGIN].iter().chain(&OUTPUTS).any(|f| self.file(f).exists())
     }
 
     /// Whether an inversion has come to its own end here.
@@ -103,7 +116,7 @@ impl RunDir {
 
     /// Removes what an inversion has left here; the result first, so that nothing half removed looks finished.
     pub fn clear(&self) -> Result<()> {
-        OUTPUTS.iter().chain(&[LOG]).try_for_each(|name| self.remove(name))?;
+        OUTPUTS.iter().chain(&[LOG, ORIGIN]).try_for_each(|name| self.remove(name))?;
         self.finish()
     }
 
@@ -178,6 +191,22 @@ impl RunDir {
         let mut line = serde_json::to_string(progress).expect("numbers and names");
         line.push('\n');
         file.write_all(line.as_bytes()).map_err(|e| Error::io(self.path.join(LOG), "write", e))
+    }
+
+    /// Saves where the inversion begins.
+    pub fn write_origin(&self, origin: &Origin) -> Result<()> {
+        let text = serde_json::to_string_pretty(origin).expect("texts and numbers");
+        write_atomic(self.file(ORIGIN), |w| writeln!(w, "{text}"))
+    }
+
+    /// Where the inversion began that is resumed; a directory without word of it is no reason to stop.
+    pub fn origin(&self) -> Origin {
+        let path = self.file(ORIGIN);
+        let read = || {
+            let known = fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_ORIGIN);
+            known.then(|| fs::read(&path).ok()).flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        };
+        read().unwrap_or(Origin { start: "that of the run resumed".into(), prior: None })
     }
 
     /// Writes the result, which marks the run as complete.

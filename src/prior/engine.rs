@@ -39,11 +39,18 @@ pub(super) fn load(graph: &Graph, layout: &Layout, runtime: &Runtime, threads: u
 fn attempt<T>(path: &Path, what: &str, call: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
     guarded(call).map_err(|e| {
         let problem = format!("{what}: {}", one_line(&e));
-        match problem.contains("alloc") {
+        match out_of_memory(&problem) {
             true => Error::Memory(format!("{}: {problem}; raise --max-memory, or it is broken", path.display())),
             false => Error::input(path, problem),
         }
     })
+}
+
+/// Whether a runtime says that memory has run out, in the words of the system, the C++ library, tract or ONNX Runtime.
+fn out_of_memory(problem: &str) -> bool {
+    let words = ["out of memory", "cannot allocate memory", "failed to allocate", "bad_alloc", "bad allocation"];
+    let problem = problem.to_ascii_lowercase();
+    words.iter().any(|w| problem.contains(w)) || problem.contains("memory allocation of")
 }
 
 struct Tract {
@@ -57,7 +64,7 @@ struct Tract {
 impl Tract {
     fn load(graph: &Graph, layout: &Layout) -> Result<Self> {
         let cure = "compute it with ONNX Runtime 1.24 or newer (--onnx-runtime PATH), or export it without";
-        let fail = |problem: String| Error::input(&layout.path, format!("{problem}; {cure}"));
+        let fail = |problem: String| Error::input(&layout.path, format!("{}; {cure}", one_line(&problem)));
         if let Some(what) = &graph.tract_gets_wrong {
             return Err(fail(format!("has {what}, which tract computes wrongly")));
         }

@@ -6,6 +6,8 @@
 //!
 //! Fields are those of onnx.proto, <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>.
 
+use super::manifest::is_text;
+use super::runtime::one_line;
 use crate::{Error, Result};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
@@ -65,19 +67,23 @@ pub struct Graph {
     pub tract_gets_wrong: Option<String>,
 }
 
+/// Longest name of an operator, characters, and most of them that differ; ONNX has some 200.
+const MAX_OPERATOR: usize = 100;
+const MAX_OPERATORS: usize = 1000;
+
 /// Number type f32 in TensorProto.DataType.
 pub const F32: i32 = 1;
 /// Number type f16 in TensorProto.DataType.
 pub const F16: i32 = 10;
 
-/// The bytes of a regular file of at most `limit` bytes.
-pub(super) fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>> {
+/// The bytes of a regular file of at most `limit` bytes, which is to be `what`.
+pub(super) fn read_capped(path: &Path, limit: u64, what: &str) -> Result<Vec<u8>> {
     // asked before opening: opening a pipe would wait for its writer
     let metadata = fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
     if !metadata.is_file() {
-        return Err(Error::input(path, "is no regular file; name an ONNX file"));
+        return Err(Error::input(path, format!("is no regular file; expected {what}")));
     }
-    let too_long = || Error::input(path, format!("is longer than the limit of {} MB for a model's files", limit >> 20));
+    let too_long = || Error::input(path, format!("is longer than the limit of {} MB; expected {what}", limit >> 20));
     if metadata.len() > limit {
         return Err(too_long());
     }
@@ -92,16 +98,21 @@ impl Graph {
     ///
     /// Errors: [`Error::Input`] for anything that is no complete ONNX model, or that reaches out of its folder.
     pub fn parse(bytes: &[u8], path: &Path, limits: &GraphLimits) -> Result<Self> {
-        let fail = |problem: String| Error::input(path, problem);
+        let fail = |problem: String| Error::input(path, one_line(&problem));
         if bytes.is_empty() {
             return Err(fail("is empty; expected an ONNX model".into()));
         }
-        let mut model = ModelProto::decode(bytes)
-            .map_err(|e| fail(format!("is no ONNX model, or a truncated or damaged one ({e}); export it again")))?;
+        let mut model = ModelProto::decode(bytes).map_err(|e| {
+            // the path of fields before it is as long as the nesting is deep
+            let text = e.to_string();
+            let why = text.rsplit(": ").next().unwrap_or_default();
+            fail(format!("is no ONNX model, or a truncated or damaged one ({why}); export it again"))
+        })?;
         let mut walk = Walk {
             folder: path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
             files: HashMap::new(),
             left: limits.max_external,
+            limit: limits.max_external,
             external: 0,
             operators: BTreeMap::new(),
             wrong: None,
@@ -176,6 +187,8 @@ struct Walk<'a> {
     files: HashMap<String, Vec<u8>>,
     /// Bytes of external files that may yet be read.
     left: u64,
+    /// Bytes that tensors may take out of them; any number of tensors may name the same ones.
+    limit: u64,
     external: u64,
     operators: BTreeMap<String, usize>,
     wrong: Option<String>,
@@ -192,7 +205,17 @@ impl Walk<'_> {
 
     fn nodes(&mut self, nodes: &mut [NodeProto]) -> std::result::Result<(), String> {
         for node in nodes {
+            if !is_text(&node.op_type, MAX_OPERATOR) {
+                return Err(
+                    "holds an operator whose name is no text, or too long; the file is damaged or hostile".into()
+                );
+            }
             *self.operators.entry(node.op_type.clone()).or_default() += 1;
+            if self.operators.len() > MAX_OPERATORS {
+                return Err(format!(
+                    "holds more than {MAX_OPERATORS} kinds of operators; the file is damaged or hostile"
+                ));
+            }
             if node.op_type == "ConvTranspose" && node.attribute.iter().any(|a| a.name == "output_shape") {
                 self.wrong = Some("ConvTranspose with output_shape".into());
             }
@@ -269,7 +292,10 @@ impl Walk<'_> {
             let n = file.len();
             format!("lies at {offset} + {length} bytes in {location:?}, which has {n}; the file is truncated")
         })?;
-        self.external += length;
+        self.external = self.external.saturating_add(length);
+        if self.external > self.limit {
+            return Err(format!("takes the external data beyond the limit of {} MB", self.limit >> 20));
+        }
         Ok(file[offset as usize..end as usize].to_vec())
     }
 
@@ -292,7 +318,8 @@ impl Walk<'_> {
                 "names the external file {location:?}, which links to outside of the model's own folder"
             ));
         }
-        let data = read_capped(&path, self.left).map_err(|e| format!("names the external file {location:?}: {e}"))?;
+        let data = read_capped(&path, self.left, "the weights of a model")
+            .map_err(|e| format!("names the external file {location:?}: {e}"))?;
         self.left -= data.len() as u64;
         Ok(data)
     }

@@ -37,14 +37,19 @@
 //! ```
 
 use super::SAMPLES;
+use super::graph::read_capped;
+use super::runtime::one_line;
 use crate::{Error, Family, Result};
 use serde::{Deserialize, Serialize};
-use std::fs;
-use std::io::Read;
 use std::path::{Component, Path};
 
 /// Longest manifest that is read, bytes.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// Longest name, characters.
+pub(super) const MAX_NAME: usize = 200;
+/// Longest description, characters.
+const MAX_TEXT: usize = 4000;
 
 /// See the [manifest's format](self).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -183,12 +188,7 @@ fn one() -> f32 {
 impl Manifest {
     /// Reads and checks a manifest. Errors: [`Error::Io`], and [`Error::Input`] that says what is wrong with it.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = fs::File::open(path).map_err(|e| Error::io(path, "read", e))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(Error::input(path, "is longer than 1 MB; a manifest is a page of text"));
-        }
+        let bytes = read_capped(path, MAX_BYTES, "a manifest, which is a page of text")?;
         let text = String::from_utf8(bytes).map_err(|_| Error::input(path, "is no UTF-8 text; expected TOML"))?;
         Self::parse(&text, path)
     }
@@ -198,14 +198,25 @@ impl Manifest {
         let manifest: Self = toml::from_str(text).map_err(|e| {
             let line = e.span().map(|s| 1 + text[..s.start.min(text.len())].matches('\n').count());
             let place = line.map_or(String::new(), |n| format!("line {n}: "));
-            let why = e.message().replace('\n', " ");
+            let why = one_line(e.message());
             Error::input(path, format!("{place}{why}; the documentation of fwi::prior::manifest shows the keys"))
         })?;
-        manifest.check().map_err(|problem| Error::input(path, problem))?;
+        manifest.check().map_err(|problem| Error::input(path, one_line(&problem)))?;
         Ok(manifest)
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
+    pub(super) fn check(&self) -> std::result::Result<(), String> {
+        let lines =
+            [("version", &self.version), ("licence", &self.licence), ("name", &self.name), ("model", &self.model)];
+        let texts = [("description", &self.description), ("training", &self.training)];
+        let (lines, texts) = (lines.map(|l| (l, MAX_NAME)), texts.map(|t| (t, MAX_TEXT)));
+        for ((key, text), longest) in lines.into_iter().chain(texts) {
+            if !is_text(text, longest) {
+                return Err(format!(
+                    "{key} must be one line of at most {longest} characters, without control characters"
+                ));
+            }
+        }
         if !is_name(&self.name) {
             return Err(format!("name {:?} must be letters, digits, - and _", self.name));
         }
@@ -254,6 +265,11 @@ impl Manifest {
     }
 }
 
+/// Whether a text of at most so many characters can be shown in a line.
+pub(super) fn is_text(text: &str, longest: usize) -> bool {
+    text.chars().count() <= longest && !text.contains(char::is_control)
+}
+
 /// Whether a text may be the name of a prior.
 pub(super) fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
@@ -300,6 +316,17 @@ mod tests {
             let text = format!("model = {model:?}\n{}", whole());
             assert!(problem(&text).contains("beside the manifest"), "{model}");
         }
+        for (key, text) in
+            [("version", "\\u001b[2J".to_string()), ("licence", "a".repeat(201)), ("training", "\\n".into())]
+        {
+            let value = whole().lines().find(|l| l.starts_with(key)).unwrap().to_string();
+            let message = problem(&whole().replace(&value, &format!("{key} = \"{text}\"")));
+            assert!(
+                message.contains(&format!("{key} must be one line")) && !message.contains(char::is_control),
+                "{message}"
+            );
+        }
+        assert!(!with("\"\\u001b[31m\" = 1\n").contains(char::is_control));
         assert!(problem("name = 3").contains("m.toml: line 1"));
     }
 }

@@ -4,7 +4,9 @@ use super::engine::{self, Engine};
 use super::graph::{Graph, GraphLimits, read_capped};
 use super::layout::Layout;
 use super::manifest::{Augment, Mae, Manifest};
-use super::runtime::Runtime;
+#[cfg(unix)]
+use super::manifest::{MAX_NAME, is_text};
+use super::runtime::{Runtime, one_line};
 use super::{Prediction, Prior};
 use crate::{Error, Observed, Result};
 use serde::{Deserialize, Serialize};
@@ -77,7 +79,20 @@ impl Info {
     /// Name, version, checksum and runtime in a line.
     pub fn line(&self) -> String {
         let version = self.manifest.as_ref().map_or(String::new(), |m| format!(" {}", m.version));
-        format!("{}{version} (sha256 {}, {})", self.name, &self.sha256[..12], self.runtime)
+        format!("{}{version} (sha256 {}, {})", self.name, self.sha256.get(..12).unwrap_or(&self.sha256), self.runtime)
+    }
+
+    /// Whether all of it can be shown: a child that a hostile file has taken over may say anything.
+    #[cfg(unix)]
+    pub(super) fn check(&self) -> std::result::Result<(), String> {
+        self.manifest.as_ref().map_or(Ok(()), Manifest::check)?;
+        let operators = self.operators.iter().map(|(name, _)| &name[..]);
+        let mut texts = [&self.name[..], &self.sha256, &self.layout, &self.runtime].into_iter().chain(operators);
+        if texts.all(|t| is_text(t, 3 * MAX_NAME)) {
+            Ok(())
+        } else {
+            Err("has names that are no text, or too long; the file is broken or hostile".into())
+        }
     }
 
     /// Test-time augmentation that the manifest asks for.
@@ -105,7 +120,7 @@ impl Network {
     /// Errors: [`Error::Io`], and [`Error::Input`] for anything that is no network from gathers to maps.
     pub fn open(source: &Source, runtime: &Runtime, threads: usize) -> Result<Self> {
         let manifest = source.manifest.as_deref().map(Manifest::read).transpose()?;
-        let bytes = read_capped(&source.model, GraphLimits::default().max_file)?;
+        let bytes = read_capped(&source.model, GraphLimits::default().max_file, "an ONNX file")?;
         let network = Self::load(&bytes, manifest, &source.model, runtime, threads)?;
         if network.info.manifest.is_some() {
             // what does not fit its manifest shows now, not at the first gather
@@ -137,7 +152,7 @@ impl Network {
             let input = layout.encode(&super::samples(&Layout::trial_gather()?)?);
             layout.settle(&engine.run(&input)?)?;
         }
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stem = one_line(&path.file_stem().unwrap_or_default().to_string_lossy());
         let info = Info {
             name: manifest.as_ref().map_or(stem, |m| m.name.clone()),
             manifest,
@@ -146,7 +161,7 @@ impl Network {
             parameters: graph.parameters,
             opset: graph.opset,
             operators: graph.operators.into_iter().collect(),
-            layout: layout.describe(),
+            layout: one_line(&layout.describe()),
             runtime: engine.describe(),
         };
         Ok(Self { info, layout, engine })

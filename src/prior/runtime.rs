@@ -158,10 +158,10 @@ fn version(path: &Path) -> std::result::Result<String, String> {
     if recent { Ok(text) } else { Err(format!("it is version {text}")) }
 }
 
-/// Messages of the runtimes may run over several lines and pages; errors here are one.
+/// Messages of the runtimes may run over several lines and pages; errors here are one, without a terminal's codes.
 pub(super) fn one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
-    let mut line = words.join(" ");
+    let mut line = words.join(" ").replace(char::is_control, "\u{fffd}");
     if let Some((end, _)) = line.char_indices().nth(400) {
         line.truncate(end);
         line.push_str(" ...");

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,6 +45,7 @@ struct Opening {
     runtime: RuntimeChoice,
     threads: usize,
     memory: u64,
+    seconds: u64,
 }
 
 /// An answer of the child.
@@ -92,15 +93,21 @@ impl Failure {
 
     fn error(self) -> Error {
         match self {
-            Self::Usage(what) => Error::Usage(what),
-            Self::Input(path, problem) => Error::Input { path, problem },
+            Self::Usage(what) => Error::Usage(one_line(&what)),
+            Self::Input(path, problem) => Error::input(shown(&path), one_line(&problem)),
             Self::Unreadable(path, code, text) => {
-                Error::io(path, "read", code.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error))
+                let own = || io::Error::other(one_line(&text));
+                Error::io(shown(&path), "read", code.map_or_else(own, io::Error::from_raw_os_error))
             }
-            Self::Memory(what) => Error::Memory(what),
-            Self::Other(what) => Error::Numerical(what),
+            Self::Memory(what) => Error::Memory(one_line(&what)),
+            Self::Other(what) => Error::Numerical(one_line(&what)),
         }
     }
+}
+
+/// A path that a child names, fit to be shown.
+fn shown(path: &Path) -> PathBuf {
+    one_line(&path.to_string_lossy()).into()
 }
 
 fn send<T: Serialize>(stream: &mut UnixStream, message: &T) -> io::Result<()> {
@@ -149,9 +156,11 @@ fn fill(stream: &mut UnixStream, mut buffer: &mut [u8], deadline: Option<Instant
 /// Errors: [`Error::Usage`] when standard input is no such socket.
 pub fn serve() -> Result<()> {
     let fail = |e: io::Error| Error::Usage(format!("this command is for fwi itself: {e}"));
+    watch_parent().map_err(fail)?;
     let mut stream: UnixStream = io::stdin().as_fd().try_clone_to_owned().map_err(fail)?.into();
     let Some(opening) = receive::<Opening>(&mut stream, None).map_err(fail)? else { return Ok(()) };
-    let network = limit(opening.memory).and_then(|()| {
+    let since = Instant::now();
+    let network = limit(opening.memory).and_then(|()| limit_cpu(&opening, since)).and_then(|()| {
         let (runtime, trouble) = Runtime::choose(&opening.runtime)?;
         Ok((Network::open(&opening.source, &runtime, opening.threads)?, trouble))
     });
@@ -161,13 +170,41 @@ pub fn serve() -> Result<()> {
     };
     send(&mut stream, &Reply::Ready(Box::new(network.info().clone()), trouble)).map_err(fail)?;
     while let Some(samples) = receive::<Vec<f32>>(&mut stream, None).map_err(fail)? {
-        let reply = match network.predict_samples(&samples) {
+        let predicted = limit_cpu(&opening, since).and_then(|()| network.predict_samples(&samples));
+        let reply = match predicted {
             Ok(p) => Reply::Predicted(flat(p)),
             Err(e) => Reply::Failed(Failure::of(e)),
         };
         send(&mut stream, &reply).map_err(fail)?;
     }
     Ok(())
+}
+
+/// Ends this process when its parent has ended, also one that was killed while a network is at work here.
+fn watch_parent() -> io::Result<()> {
+    let parent = parent_id();
+    let watch = move || {
+        while parent_id() == parent {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        // a network at work may hold any lock that an orderly exit would wait for
+        std::process::abort()
+    };
+    std::thread::Builder::new().name("parent".into()).stack_size(1 << 17).spawn(watch).map(drop)
+}
+
+/// Limits the processor time of the next task, should everything else fail to end it: to twice what all cores could
+/// give until the parent's patience is at its end.
+fn limit_cpu(opening: &Opening, since: Instant) -> Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let wall = since.elapsed().as_secs() + 2 * opening.seconds.max(1) + 1;
+    set_soft(rlimit::Resource::CPU, wall.saturating_mul(cores))
+        .map_err(|e| Error::Usage(format!("cannot limit the time of the prior's process: {e}")))
+}
+
+fn set_soft(resource: rlimit::Resource, value: u64) -> io::Result<()> {
+    let most = resource.get_hard()?;
+    resource.set(value.min(most), most)
 }
 
 /// Limits this process: data rather than address space, since threads and GPU drivers reserve far more addresses than
@@ -202,7 +239,15 @@ fn unflat(flat: Flat) -> Option<Prediction> {
     if error.as_ref().is_some_and(Option::is_none) || families.as_ref().is_some_and(Option::is_none) {
         return None;
     }
-    Some(Prediction { velocity: map(flat.velocity)?, error: error.flatten(), families: families.flatten() })
+    let prediction = Prediction { velocity: map(flat.velocity)?, error: error.flatten(), families: families.flatten() };
+    plausible(&prediction).then_some(prediction)
+}
+
+/// Whether all numbers can be what they stand for; the child has checked that, but a hostile file may have changed it.
+fn plausible(p: &Prediction) -> bool {
+    p.velocity.iter().all(|v| v.is_finite() && *v > 0.0)
+        && p.error.iter().flatten().all(|e| e.is_finite() && *e >= 0.0)
+        && p.families.iter().flatten().all(|(_, q)| (0.0..=1.0).contains(q))
 }
 
 /// A child at work.
@@ -238,7 +283,8 @@ impl Isolated {
         threads: usize,
         limits: WorkerLimits,
     ) -> Result<Self> {
-        let opening = Opening { source: source.clone(), runtime: runtime.clone(), threads, memory: limits.memory };
+        let (source, runtime) = (source.clone(), runtime.clone());
+        let opening = Opening { source, runtime, threads, memory: limits.memory, seconds: limits.time.as_secs() };
         let (worker, info, trouble) = Worker::start(&program, &arguments, &opening, limits)?;
         Ok(Self { program, arguments, opening, limits, info, trouble, worker: Mutex::new(Some(worker)) })
     }
@@ -264,7 +310,7 @@ impl Isolated {
         match worker.ask(&samples, self.limits.time) {
             Ok(Reply::Predicted(flat)) => {
                 *slot = Some(worker);
-                let problem = "the prior's process answered with maps of another shape";
+                let problem = "the prior's process answered with something that is no prediction";
                 unflat(flat).ok_or_else(|| Error::input(&self.opening.source.model, problem))
             }
             Ok(Reply::Failed(failure)) => {
@@ -314,7 +360,10 @@ impl Worker {
         let last_words = std::thread::spawn(move || last_line(stderr));
         let mut worker = Self { child, stream: ours, last_words: Some(last_words) };
         match worker.ask(opening, limits.time) {
-            Ok(Reply::Ready(info, trouble)) => Ok((worker, *info, trouble)),
+            Ok(Reply::Ready(info, trouble)) => {
+                info.check().map_err(|problem| Error::input(&opening.source.model, one_line(&problem)))?;
+                Ok((worker, *info, trouble.map(|t| one_line(&t))))
+            }
             Ok(Reply::Failed(failure)) => Err(failure.error()),
             Ok(Reply::Predicted(_)) => Err(worker.end(opening, limits, ErrorKind::InvalidData.into())),
             Err(e) => Err(worker.end(opening, limits, e)),
@@ -382,7 +431,8 @@ fn last_line(stderr: impl Read) -> String {
             Ok(0) | Err(_) => return last,
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
-                if !text.trim().is_empty() {
+                // notes follow a panic's own line
+                if !text.trim().is_empty() && !text.starts_with("note:") {
                     last = text.trim().to_string();
                 }
             }
