@@ -8,6 +8,7 @@ use fwi::wave::{CpuOptions, build};
 use fwi::{Gather, Model, Survey};
 use ndarray::{Array2, ArrayD, Axis, s};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -51,9 +52,13 @@ fn samples_are_maps_with_their_gathers() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let recipe = Recipe { augment: "flip,shift:0.5".parse().unwrap(), ..Recipe::new(None, 5) };
-    ends(dir, "synth all -n 3 --seed 5 --augment flip,shift:0.5 --middle-flip -o a.h5 --threads 1", 0);
-    ends(dir, "synth all -n 3 --seed 5 --augment flip,shift:0.5 --middle-flip -o b.h5 --threads 2 --per-file 2", 0);
-    ends(dir, "synth all -n 2 --seed 5 --augment flip,shift:0.5 --half --every 3 -o c.h5", 0);
+    ends(dir, "synth --backend cpu all -n 3 --seed 5 --augment flip,shift:0.5 --middle-flip -o a.h5 --threads 1", 0);
+    ends(
+        dir,
+        "synth --backend cpu all -n 3 --seed 5 --augment flip,shift:0.5 --middle-flip -o b.h5 --threads 2 --per-file 2",
+        0,
+    );
+    ends(dir, "synth --backend cpu all -n 2 --seed 5 --augment flip,shift:0.5 --half --every 3 -o c.h5", 0);
     let (gather, velocity) = (read(dir, "a.h5:/gather"), read(dir, "a.h5:/velocity"));
     let (flipped, thin) = (read(dir, "a.h5:/flipped_middle"), read(dir, "c.h5:/gather"));
     assert_eq!((gather.shape(), flipped.shape()), (&[3, 5, 1000, 70][..], &[3, 1000, 70][..]));
@@ -80,14 +85,14 @@ fn samples_are_maps_with_their_gathers() {
 fn the_contests_layout_is_read_by_forward() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    ends(dir, "synth all -n 12 -o set --format kaggle --per-file 1", 0);
-    ends(dir, "forward set/FlatVel_B/model/model2.npy -o out.npy", 0);
+    ends(dir, "synth --backend cpu all -n 12 -o set --format kaggle --per-file 1", 0);
+    ends(dir, "forward --backend cpu set/FlatVel_B/model/model2.npy -o out.npy", 0);
     let data = read(dir, "set/FlatVel_B/data/data2.npy");
     assert_eq!(data.shape(), [1, 5, 1000, 70]);
     assert!(data.index_axis(Axis(0), 0) == read(dir, "out.npy"));
-    ends(dir, "forward set/CurveFault_A/vel2_1_0.npy -o out.npy", 0);
+    ends(dir, "forward --backend cpu set/CurveFault_A/vel2_1_0.npy -o out.npy", 0);
     assert!(read(dir, "set/CurveFault_A/seis2_1_0.npy").index_axis(Axis(0), 0) == read(dir, "out.npy"));
-    let message = ends(dir, "synth all -n 12 -o set --format kaggle --per-file 1 --seed 1", 2);
+    let message = ends(dir, "synth --backend cpu all -n 12 -o set --format kaggle --per-file 1 --seed 1", 2);
     assert!(message.contains("seed 0, not 1"), "{message}");
 }
 
@@ -95,6 +100,7 @@ fn the_contests_layout_is_read_by_forward() {
 const WRONG: &[(&str, i32, &str)] = &[
     ("synth Marmousi -n 1 -o o.h5", 2, "is no family"),
     ("synth all -n 0 -o o.h5", 2, "1.."),
+    ("synth all -n 18446744073709551615 --maps-only -o o.h5", 2, "raise --per-file"),
     ("synth all -n 1 -o o.npy", 2, "o.npy: sets are written as .h5"),
     ("synth all -n 1 -o o.h5 --format kaggle", 2, "leave the extension out"),
     ("synth all -n 1 -o nowhere/o.h5", 4, "nowhere/o.h5: cannot create"),
@@ -146,6 +152,18 @@ fn maps_are_compared_and_drawn() {
     assert_eq!(maps.split_whitespace().collect::<Vec<_>>(), ["maps", "20", "5", "5"]);
     let size = |name: &str| image::image_dimensions(dir.join(name)).unwrap();
     assert!(size("s.png").0 > 1500);
+    assert!(table.find("difference from [1]").unwrap() < table.find("mean profile").unwrap());
+    ends(dir, "synth all -n 7 --maps-only -o d.h5 --per-file 3", 0);
+    let counts = |line: &str| {
+        let table = ends(dir, line, 0);
+        table.lines().find(|l| l.starts_with("maps ")).unwrap()[5..]
+            .split_whitespace()
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(counts("stats d.h5"), ["7"]);
+    assert_eq!(counts("stats d.h5 --limit 4"), ["4"]);
+    assert_eq!(counts("stats d.h5 d-00001.h5 d-00002.h5"), ["3", "3", "1"]);
     ends(dir, "plot a.h5 b.h5", 0);
     // ten rows of two against a sheet of five
     assert!(size("a.png").1 > 1500 && size("b.png").1 < 700, "{:?} {:?}", size("a.png"), size("b.png"));
@@ -168,20 +186,27 @@ fn kills_leave_no_duplicate_and_no_gap() {
     let dir = tempfile::tempdir().unwrap();
     let (calm, rough) = (dir.path().join("calm"), dir.path().join("rough"));
     [&calm, &rough].iter().for_each(|d| fs::create_dir(d).unwrap());
-    let line = "synth all -n 25 -o s.h5 --per-file 3 --every 10";
+    let line = "synth --backend cpu all -n 25 -o s.h5 --per-file 3 --every 10";
     ends(&calm, line, 0);
-    let mut delay = 250;
-    for _ in 0..6 {
+    let files = || names(&rough).iter().filter(|n| n.ends_with(".h5")).count();
+    let mut resumed = 0;
+    for round in 0..6 {
+        let before = files();
+        resumed += usize::from((1..9).contains(&before));
         let mut child = command(&rough, line).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(delay));
+        while child.try_wait().unwrap().is_none() && files() == before {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // at another point of the next file
+        std::thread::sleep(Duration::from_millis(7 * round));
         child.kill().unwrap();
         child.wait().unwrap();
-        delay = 150 + delay * 7 % 400;
         // what is there is whole
-        for name in names(&rough).iter().filter(|n| n.ends_with(".h5")) {
+        for name in names(&rough).iter().filter(|n| n.ends_with(".h5") && **n != "s-00008.h5") {
             assert_eq!(read(&rough, &format!("{name}:/gather")).len_of(Axis(0)), 3);
         }
     }
+    assert!(resumed > 0, "no run found a part of the set");
     ends(&rough, line, 0);
     assert_eq!(names(&calm), names(&rough));
     for dataset in ["gather", "velocity", "family", "number"] {
@@ -194,19 +219,23 @@ fn kills_leave_no_duplicate_and_no_gap() {
 fn ctrl_c_keeps_what_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let child = command(dir, "synth all -n 100000 -o s.h5 --every 100").stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
+    let line = "synth --backend cpu all -n 1000000 -o s.h5 --every 100 --per-file 1000000";
+    let mut child = command(dir, line).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    // samples are counted
+    let begun = lines.find(|l| l.contains("per second"));
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    let out = child.wait_with_output().unwrap();
-    let message = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(out.status.code(), Some(130), "{message}");
+    let message = lines.collect::<Vec<_>>().join("\n");
+    let status = child.wait().unwrap();
+    assert!(begun.is_some(), "{message}");
+    assert_eq!(status.code(), Some(130), "{message}");
     assert!(message.contains("interrupted by signal 2"), "{message}");
     let made = read(dir, "s.h5:/number").len();
-    assert!((1..500).contains(&made), "{made}");
+    assert!((1..1_000_000).contains(&made), "{made}");
     assert_eq!(names(dir), ["s.h5"]);
-    ends(dir, &format!("synth all -n {} -o s.h5 --every 100", made + 2), 0);
+    ends(dir, &format!("synth --backend cpu all -n {} -o s.h5 --every 100 --per-file 1000000", made + 2), 0);
     assert_eq!(read(dir, "s.h5:/gather").shape(), [made + 2, 5, 10, 70]);
-    let message = ends(dir, &format!("synth all -n {made} -o s.h5 --every 50"), 2);
+    let message = ends(dir, &format!("synth --backend cpu all -n {made} -o s.h5 --every 50 --per-file 1000000"), 2);
     assert!(message.contains("every 100, not 50"), "{message}");
 }
 
@@ -217,8 +246,8 @@ fn a_refused_write_loses_nothing_that_was_there() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     for (line, file) in [
-        ("synth all -n 6 -o s.h5 --per-file 4", "s.h5"),
-        ("synth StyleA -n 6 -o set --format kaggle --per-file 4", "set/Style_A/data/data1.npy"),
+        ("synth --backend cpu all -n 6 -o s.h5 --per-file 4", "s.h5"),
+        ("synth --backend cpu StyleA -n 6 -o set --format kaggle --per-file 4", "set/Style_A/data/data1.npy"),
     ] {
         ends(dir, &line.replace("-n 6", "-n 1"), 0);
         let before = fs::read(dir.join(file)).unwrap();

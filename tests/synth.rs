@@ -17,12 +17,12 @@ fn grow(path: &Path, format: Format, recipe: &Recipe, n: u64, most: usize) -> fw
     let store = Store::open(path, format, recipe.clone())?;
     let missing = store.missing(n)?;
     let mut appender = store.appender(&missing);
-    for &index in missing.samples.iter().take(most) {
-        let origin = recipe.origin(index);
+    for i in (0..missing.len()).take(most) {
+        let origin = recipe.origin(missing.index(i));
         appender.write(&store.encode(&Sample::new(recipe, origin, recipe.map(origin), None)))?;
     }
     appender.finish()?;
-    Ok(missing.samples.len())
+    Ok(missing.len() as usize)
 }
 
 fn read(file: &str) -> ArrayD<f32> {
@@ -105,6 +105,25 @@ fn the_contests_layout_grows_too() {
 }
 
 #[test]
+fn two_sets_at_work_in_a_directory_leave_each_other_alone() {
+    let (dir, recipe) = (tempfile::tempdir().unwrap(), maps_only(7));
+    let (one, two) = (dir.path().join("s.h5"), dir.path().join("t.h5"));
+    grow(&two, Format::Hdf5, &recipe, 1, 1).unwrap();
+    let store = Store::open(&one, Format::Hdf5, recipe.clone()).unwrap();
+    let missing = store.missing(10).unwrap();
+    assert_eq!((0..missing.len()).map(|i| missing.index(i)).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    let mut appender = store.appender(&missing);
+    for i in 0..10 {
+        let origin = recipe.origin(i);
+        appender.write(&store.encode(&Sample::new(&recipe, origin, recipe.map(origin), None))).unwrap();
+        // opened again by this process, it sweeps its own leftovers
+        grow(&two, Format::Hdf5, &recipe, 2, 1).unwrap();
+    }
+    appender.finish().unwrap();
+    check(dir.path(), &recipe);
+}
+
+#[test]
 fn sets_of_another_make_are_refused() {
     let (dir, recipe) = (tempfile::tempdir().unwrap(), maps_only(7));
     let path = dir.path().join("s.h5");
@@ -116,6 +135,12 @@ fn sets_of_another_make_are_refused() {
     assert!(other.to_string().contains("seed 7, not 8"), "{other}");
     let flipped = Recipe { augment: "flip".parse().unwrap(), ..recipe.clone() };
     assert!(error(&path, Format::Hdf5, &flipped).to_string().contains("augment"), "augment");
+
+    // maps of an older generator
+    let (old, older) = (dir.path().join("old.h5"), Recipe { generator: 0, ..recipe.clone() });
+    grow(&old, Format::Hdf5, &older, 1, 1).unwrap();
+    let refused = error(&old, Format::Hdf5, &recipe);
+    assert!(refused.exit_code() == 2 && refused.to_string().contains("drawn by generator 0"), "{refused}");
 
     // two sets at once
     let held = Store::open(&path, Format::Hdf5, recipe.clone()).unwrap();

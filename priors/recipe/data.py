@@ -6,6 +6,7 @@ for a fifth of a gather's cost.
 """
 
 import glob
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def read_hdf5(path, every):
     import numpy as np
 
     with h5py.File(path) as f:
-        stored = 1000 // f["gather"].shape[2]
+        recipe = f.attrs.get("recipe")
+        stored = json.loads(recipe)["every"] if recipe is not None else -(-1000 // f["gather"].shape[2])
         if every % stored:
             raise SystemExit(f"{path}: holds every {stored}th sample, but every {every}th is wanted; synthesise it anew")
         if "flipped_middle" not in f:

@@ -18,13 +18,21 @@ from .evaluate import predict
 from .model import Prior, Shape
 
 
+def check(path, shape):
+    if len(shape) != 4 or tuple(shape[1:]) != (5, 1000, 70):
+        raise SystemExit(f"{path}: holds {tuple(shape)}, not gathers (n, 5, 1000, 70) of every sample")
+
+
 def tokens_of(path, every):
     if path.suffix == ".h5":
         with h5py.File(path) as f:
+            check(path, f["gather"].shape)
             decimated = f["gather"][:, :, ::every]
     else:
         gathers = np.load(path, mmap_mode="r")
-        decimated = (gathers[None] if gathers.ndim == 3 else gathers)[:, :, ::every]
+        gathers = gathers[None] if gathers.ndim == 3 else gathers
+        check(path, gathers.shape)
+        decimated = gathers[:, :, ::every]
     return torch.from_numpy(np.array(decimated, dtype=np.float32)).permute(0, 3, 1, 2)
 
 

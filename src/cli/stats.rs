@@ -6,20 +6,20 @@ use fwi::io::write_atomic;
 use fwi::plot::{CurvePanel, Scale, curves_figure};
 use fwi::synth::stats::Statistics;
 use fwi::{Error, Result, Survey};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Compare maps.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Maps (70, 70), (n, 70, 70) or (n, 1, 70, 70), or sets of fwi synth; file.npz:name and file.h5:/dataset name one
-    /// array of several
+    /// Maps (70, 70), (n, 70, 70) or (n, 1, 70, 70), or sets of fwi synth: NAME.h5 stands for NAME-00001.h5 and so on, too,
+    /// unless they are named themselves; file.npz:name and file.h5:/dataset name one array of several
     #[arg(required = true, value_name = "MAPS")]
     files: Vec<PathBuf>,
     /// A figure of histogram, mean profile and radial spectrum
     #[arg(short, long, value_name = "PNG")]
     output: Option<PathBuf>,
-    /// Most maps of a file, its first ones
+    /// Most maps of a file or set, its first ones
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
 }
@@ -38,10 +38,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let shape = Survey::openfwi().map_shape();
     let mut sets = vec![];
     for file in &args.files {
-        let mut maps = maps_of(file, shape)?;
         let mut statistics = Statistics::new(shape);
-        for i in 0..maps.len().min(args.limit as usize) {
-            statistics.add(maps.get(i)?.view());
+        for part in parts(file, &args.files) {
+            let mut maps = maps_of(&part, shape)?;
+            let left = (args.limit as usize).saturating_sub(statistics.maps());
+            for i in 0..maps.len().min(left) {
+                statistics.add(maps.get(i)?.view());
+            }
         }
         sets.push(statistics);
     }
@@ -52,6 +55,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
         write_atomic(to, |w| w.write_all(&png))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A file, and those that follow it in a set of `fwi synth` unless the next one is `named` itself.
+fn parts(file: &Path, named: &[PathBuf]) -> Vec<PathBuf> {
+    let part = |p: Option<&std::ffi::OsStr>| p.unwrap_or_default().to_string_lossy().into_owned();
+    let (stem, extension) = (part(file.file_stem()), part(file.extension()));
+    let number = |k: u32| file.with_file_name(format!("{stem}-{k:05}.{extension}"));
+    let is_set = ["h5", "hdf5"].iter().any(|e| extension.eq_ignore_ascii_case(e)) && !named.contains(&number(1));
+    let following = (1..).map(number).take_while(|f| is_set && f.exists());
+    [file.to_path_buf()].into_iter().chain(following).collect()
 }
 
 /// Numbers of the files, then a column each.
@@ -80,6 +93,9 @@ fn table(names: &[String], sets: &[Statistics]) -> Result<()> {
         line("\ndistance to [1], 0 to 1", &heads[1..])?;
         let distances: Vec<_> = others.iter().map(|s| first.distances(s)).collect();
         for (i, (name, _)) in distances[0].iter().enumerate() {
+            if name.contains("m/s") {
+                line("\ndifference from [1]", &heads[1..])?;
+            }
             line(name, &distances.iter().map(|d| short(d[i].1)).collect::<Vec<_>>())?;
         }
     }

@@ -7,7 +7,7 @@ use super::stream::{Flow, stream};
 use clap::ValueEnum;
 use fwi::synth::augment::Augment;
 use fwi::synth::store::{Encoded, Format, Missing, Sample, Store};
-use fwi::synth::{Origin, Recipe};
+use fwi::synth::{GENERATOR, Origin, Recipe};
 use fwi::wave::{Dispatch, Propagator};
 use fwi::{Error, Family, Gather, Model, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -32,7 +32,8 @@ pub struct Args {
     #[arg(long, default_value = "0")]
     seed: u64,
     /// What is done to the maps, in order, each name with a probability if wanted: flip:0.5,elastic. There are crop, affine,
-    /// flip, stretch, elastic, fault, cutmix, mixup, noise, rotate, shift, scale
+    /// flip, stretch, elastic, fault, cutmix, mixup, noise, rotate, shift, scale. FlatVel maps stay horizontally constant:
+    /// what becomes of their middle column becomes of all
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = parse_augment)]
     augment: Augment,
     /// Store gathers as f16
@@ -95,6 +96,7 @@ impl Args {
         Recipe {
             family: self.family.0,
             seed: self.seed,
+            generator: GENERATOR,
             augment: self.augment.clone(),
             half: self.half,
             every: self.every,
@@ -114,7 +116,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     let store = Store::open(&args.output, format, args.recipe())?;
     let missing = store.missing(args.n)?;
-    if missing.samples.is_empty() {
+    if missing.is_empty() {
         note(format_args!("{}: all {} samples are there", args.output.display(), missing.present));
         return Ok(ExitCode::SUCCESS);
     }
@@ -127,26 +129,26 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (ns, nt, nr) = survey.gather_shape();
     // a sample is held as f64, as f32, as bytes and as deflated bytes
     let each = if args.maps_only { 1 << 20 } else { (8 + 4 + 4 + 4) * (ns * nt * nr) as u64 };
-    let flow = flow(dispatch.as_ref(), (args.engine.budget()? / 2 / each).max(1) as usize);
+    let flow = flow(dispatch.as_ref(), args.engine.threads, (args.engine.budget()? / 2 / each).max(1) as usize);
     let memory = (BASE_BYTES + each * (flow.block * flow.blocks) as u64) >> 20;
     let there = if missing.present > 0 { format!(", {} are there", missing.present) } else { String::new() };
     let device = dispatch.as_ref().map_or("none, maps only".into(), |d| d.describe());
     note(format_args!("engine: {device}"));
-    note(format_args!(
-        "{} samples to make{there}; memory: about {memory} MB besides wave fields",
-        missing.samples.len()
-    ));
+    note(format_args!("{} samples to make{there}; memory: about {memory} MB besides wave fields", missing.len()));
     let done = make(&store, &missing, dispatch.as_ref(), flow, &signals)?;
-    if done < missing.samples.len() {
+    if (done as u64) < missing.len() {
         return Err(signals.interruption(&args.output));
     }
     note(format_args!("wrote {}", args.output.display()));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Threads and blocks for this machine; `fit` samples may be held.
-fn flow(dispatch: Option<&Dispatch>, fit: usize) -> Flow {
-    let cores = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
+/// `threads` that draw and as many that encode, 0 for as many as there are cores; `fit` samples may be held.
+fn flow(dispatch: Option<&Dispatch>, threads: usize, fit: usize) -> Flow {
+    let cores = match threads {
+        0 => std::thread::available_parallelism().map_or(2, |n| n.get().max(2)),
+        n => n,
+    };
     let (batch, lanes) = dispatch.map_or((1, 1), |d| (d.batch(), d.lanes().max(1)));
     Flow::new(batch.clamp(1, fit), lanes, cores, cores, fit)
 }
@@ -155,7 +157,7 @@ fn flow(dispatch: Option<&Dispatch>, fit: usize) -> Flow {
 fn make(store: &Store, missing: &Missing, dispatch: Option<&Dispatch>, flow: Flow, signals: &Signals) -> Result<usize> {
     let recipe = store.recipe();
     let read = |i: usize| {
-        let origin = recipe.origin(missing.samples[i]);
+        let origin = recipe.origin(missing.index(i as u64));
         Ok((origin, recipe.map(origin)))
     };
     type Drawn = (Origin, Array2<f32>);
@@ -177,7 +179,7 @@ fn make(store: &Store, missing: &Missing, dispatch: Option<&Dispatch>, flow: Flo
         progress.add();
         Ok(())
     };
-    let done = stream(missing.samples.len(), flow, &signals.stop, read, model, encode, write);
+    let done = stream(missing.len() as usize, flow, &signals.stop, read, model, encode, write);
     progress.bar.finish_and_clear();
     match done {
         // what is written is kept; where writing itself failed, the file at work is given up
@@ -202,7 +204,7 @@ struct Progress {
 
 impl Progress {
     fn new(missing: &Missing) -> Self {
-        let total = missing.present + missing.samples.len() as u64;
+        let total = missing.present + missing.len();
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len} samples, {per_sec}, {eta} left");
         let bar = ProgressBar::new(total).with_style(style.expect("a valid template")).with_position(missing.present);
         bar.reset_eta();

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// Names of unfinished files begin with this, then the writer's process id and eight random letters.
+/// Names of unfinished files begin with this, then the writer's process id, the name to be and eight random letters.
 pub const TMP_PREFIX: &str = ".fwi-";
 /// Names of unfinished files end with this.
 pub const TMP_SUFFIX: &str = ".tmp";
@@ -24,7 +24,7 @@ impl Pending {
         if fs::metadata(&path).is_ok_and(|m| !m.is_file()) {
             return Err(Error::Usage(format!("{}: is no regular file; name a file to write", path.display())));
         }
-        let tmp = new_tmp(&directory(&path)).map_err(|e| Error::io(&path, "create", e))?;
+        let tmp = new_tmp(&path).map_err(|e| Error::io(&path, "create", e))?;
         Ok(Self { tmp, path })
     }
 
@@ -59,13 +59,15 @@ fn directory(path: &Path) -> PathBuf {
     }
 }
 
-fn new_tmp(directory: &Path) -> io::Result<NamedTempFile> {
-    let prefix = format!("{TMP_PREFIX}{}-", std::process::id());
+fn new_tmp(path: &Path) -> io::Result<NamedTempFile> {
+    // of a long name only a part, since systems limit names to 255 bytes
+    let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(50).collect();
+    let prefix = format!("{TMP_PREFIX}{}-{name}-", std::process::id());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(TMP_SUFFIX).rand_bytes(8);
     // Made by hand: files here are results, not secrets, so the umask decides as for any file; and tempfile's own error
     // would name the unfinished file instead of the one asked for.
-    builder.make_in(directory, |path| File::options().read(true).write(true).create_new(true).open(path))
+    builder.make_in(directory(path), |path| File::options().read(true).write(true).create_new(true).open(path))
 }
 
 #[cfg(unix)]
@@ -86,7 +88,7 @@ fn sync_directory(_: &Path) -> io::Result<()> {
 ///
 /// The bytes go to a new file in the same directory, are synced to disk and renamed to `path`. On any error, that of
 /// `write` included, what was at `path` before stays and the unfinished file is removed. One left by a killed process is
-/// called [`TMP_PREFIX`]`<process id>-<letters>`[`TMP_SUFFIX`] and may be deleted.
+/// called [`TMP_PREFIX`]`<process id>-<name>-<letters>`[`TMP_SUFFIX`] and may be deleted.
 pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     written(path.as_ref(), write)?.commit()
 }

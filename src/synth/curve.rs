@@ -2,7 +2,7 @@
 
 use super::{chance, normal};
 use rand::Rng;
-use rand::rngs::StdRng;
+use rand_chacha::ChaCha12Rng;
 use std::f64::consts::TAU;
 
 /// Depth of an interface relative to its mean, a function of the column.
@@ -23,10 +23,10 @@ const KNOTS: [(f64, f64); 7] =
 
 impl Curve {
     /// A curve like those of OpenFWI; `scale` 1 gives CurveVel's amplitudes.
-    pub fn draw(rng: &mut StdRng, scale: f64) -> Self {
+    pub fn draw(rng: &mut ChaCha12Rng, scale: f64) -> Self {
         if chance(rng, 0.2) {
             let amplitude = scale * rng.random_range(1.5..6.0);
-            let of = |k: usize, rng: &mut StdRng| {
+            let of = |k: usize, rng: &mut ChaCha12Rng| {
                 (amplitude * normal(rng, 0.0, 1.0) / (k as f64).sqrt(), rng.random_range(0.0..TAU))
             };
             return Self::Sines((1..=rng.random_range(1..=5)).map(|k| of(k, rng)).collect());
@@ -34,7 +34,7 @@ impl Curve {
         let amplitude = scale * rng.random_range(0.4..1.5);
         // neighbouring knots tend to opposite sides of the mean
         let sign = if chance(rng, 0.5) { 1.0 } else { -1.0 };
-        let height = |i: usize, sd: f64, rng: &mut StdRng| {
+        let height = |i: usize, sd: f64, rng: &mut ChaCha12Rng| {
             let lean = if i.is_multiple_of(2) { sign } else { -sign };
             amplitude * sd * (0.45 * lean + normal(rng, 0.0, 0.9))
         };
@@ -42,12 +42,12 @@ impl Curve {
     }
 
     /// A curve with knots at random places, so that peaks occur anywhere.
-    pub fn draw_anywhere(rng: &mut StdRng, amplitude: f64) -> Self {
+    pub fn draw_anywhere(rng: &mut ChaCha12Rng, amplitude: f64) -> Self {
         let spacing = rng.random_range(9.0..22.0);
         let first = rng.random_range(-spacing..0.0);
         let n = ((75.0 - first) / spacing) as usize + 2;
         let sign = if chance(rng, 0.5) { 1.0 } else { -1.0 };
-        let knot = |i: usize, rng: &mut StdRng| {
+        let knot = |i: usize, rng: &mut ChaCha12Rng| {
             let lean = if i.is_multiple_of(2) { sign } else { -sign };
             let x = first + spacing * (i as f64 + rng.random_range(-0.2..0.2));
             (x, amplitude * (0.6 * lean + normal(rng, 0.0, 0.7)))

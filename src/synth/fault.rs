@@ -2,7 +2,7 @@
 
 use super::chance;
 use rand::Rng;
-use rand::rngs::StdRng;
+use rand_chacha::ChaCha12Rng;
 
 /// A straight fault through a point; what lies on its positive side has slid along it.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +17,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault that crosses the map, with a dip of 35 to 90 degrees and a slip of 4 to 13 cells.
-    pub fn draw(rng: &mut StdRng) -> Self {
+    pub fn draw(rng: &mut ChaCha12Rng) -> Self {
         let dip = rng.random_range(35f64..90.0).to_radians();
         let lean = if chance(rng, 0.5) { 1.0 } else { -1.0 };
         let slip = rng.random_range(4.0..13.0) * if chance(rng, 0.5) { 1.0 } else { -1.0 };

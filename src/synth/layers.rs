@@ -10,7 +10,7 @@ use super::{RANGE, SHAPE, chance, normal};
 use crate::Family;
 use ndarray::Array2;
 use rand::Rng;
-use rand::rngs::StdRng;
+use rand_chacha::ChaCha12Rng;
 
 /// Standard deviation of the blur over contacts of the fault families of kind A, cells.
 const BLUR: f64 = 0.42;
@@ -42,7 +42,7 @@ enum Layers {
 
 impl Layers {
     /// Mean depths of the interfaces, cells; `reach` further down than the map, where interfaces may be lifted into it.
-    fn depths(self, reach: f64, rng: &mut StdRng) -> Vec<f64> {
+    fn depths(self, reach: f64, rng: &mut ChaCha12Rng) -> Vec<f64> {
         let (first, thickness, most) = match self {
             Self::Throughout(fewest, most) => {
                 let thickness = 70.0 / rng.random_range(fewest..=most) as f64 + rng.random_range(-1.0..0.5);
@@ -87,7 +87,7 @@ struct Ground {
 }
 
 /// A map of a layered family: (70, 70), m/s.
-pub fn draw(family: Family, rng: &mut StdRng) -> Array2<f32> {
+pub fn draw(family: Family, rng: &mut ChaCha12Rng) -> Array2<f32> {
     let kind = Kind::of(family);
     loop {
         let ground = Ground::draw(family, &kind, rng);
@@ -105,7 +105,7 @@ pub fn draw(family: Family, rng: &mut StdRng) -> Array2<f32> {
 }
 
 impl Ground {
-    fn draw(family: Family, kind: &Kind, rng: &mut StdRng) -> Self {
+    fn draw(family: Family, kind: &Kind, rng: &mut ChaCha12Rng) -> Self {
         let (shape, wobble) = shape(family, rng);
         let mut depths = kind.layers.depths(if wobble { 16.0 } else { 0.0 }, rng);
         if !wobble {
@@ -150,7 +150,7 @@ impl Ground {
 }
 
 /// The shape of a family's interfaces, and whether each one deviates from it.
-fn shape(family: Family, rng: &mut StdRng) -> (Curve, bool) {
+fn shape(family: Family, rng: &mut ChaCha12Rng) -> (Curve, bool) {
     match family {
         Family::CurveVelA | Family::CurveVelB => (Curve::draw(rng, 1.0), true),
         Family::CurveFaultA => (Curve::draw(rng, 0.8), true),
@@ -168,19 +168,19 @@ fn shape(family: Family, rng: &mut StdRng) -> (Curve, bool) {
 }
 
 /// An interface's own deviation from the common shape.
-fn small(rng: &mut StdRng) -> Curve {
+fn small(rng: &mut ChaCha12Rng) -> Curve {
     let amplitude = rng.random_range(0.0..1.0);
     Curve::draw_anywhere(rng, amplitude)
 }
 
 /// Integer velocities of `n` layers, of which the first `visible` spread up to `top`; neighbours differ. Where they grow,
 /// `even` draws each from a band of its own.
-fn velocities(n: usize, visible: usize, monotone: bool, even: bool, top: f64, rng: &mut StdRng) -> Vec<f64> {
+fn velocities(n: usize, visible: usize, monotone: bool, even: bool, top: f64, rng: &mut ChaCha12Rng) -> Vec<f64> {
     let (low, high) = RANGE;
     loop {
         let mut v: Vec<f64> = if monotone {
             let band = (top - low) / visible as f64;
-            let one = |i: usize, rng: &mut StdRng| match even {
+            let one = |i: usize, rng: &mut ChaCha12Rng| match even {
                 true => low + band * (i as f64 + rng.random::<f64>()),
                 false => rng.random_range(low..top),
             };

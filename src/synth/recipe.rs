@@ -1,7 +1,7 @@
 //! What a set of synthetic samples is made of: which maps, how changed, and what is stored of each.
 
 use super::augment::Augment;
-use super::{SHAPE, draw};
+use super::{GENERATOR, SHAPE, draw};
 use crate::{Error, Family, Gather, Position, Result, Survey};
 use ndarray::{Array, Array2, Array3, ArrayView, Dimension, s};
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Column of the middle shot's mirror image, and that shot's number.
 const MIDDLE: usize = 2;
 
-/// What samples are made of. A sample depends on this and its index only.
+/// What samples are made of. To rounding, a sample depends on this and its index only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     /// The family, or `None` for all ten in turn: sample `i` is then number `i / 10` of family `i % 10`.
@@ -17,6 +17,9 @@ pub struct Recipe {
     pub family: Option<Family>,
     /// The seed of the maps.
     pub seed: u64,
+    /// [`GENERATOR`] of the version that drew the maps; 0 in files from before it was kept.
+    #[serde(default)]
+    pub generator: u32,
     /// What is done to the maps, in order.
     #[serde(with = "augment_text")]
     pub augment: Augment,
@@ -30,7 +33,8 @@ pub struct Recipe {
     pub middle_flip: bool,
     /// Samples in a file.
     pub per_file: u64,
-    /// What decides the rounding of the samples, such as "f32 fast"; empty with `maps_only`.
+    /// The arithmetic of the samples, such as "f32 fast"; empty with `maps_only`. CPU and GPU differ by rounding only, so a
+    /// set may be continued on either.
     pub arithmetic: String,
 }
 
@@ -49,6 +53,7 @@ impl Recipe {
         Self {
             family,
             seed,
+            generator: GENERATOR,
             augment: Augment::default(),
             half: false,
             every: 1,
@@ -196,6 +201,8 @@ mod tests {
         recipe.augment = "flip:0.5,elastic".parse().unwrap();
         let back: Recipe = serde_json::from_str(&recipe.to_json()).unwrap();
         assert_eq!((back == recipe, recipe.differences(&back)), (true, None));
+        let older = recipe.to_json().replace(&format!("\"generator\":{GENERATOR},"), "");
+        assert_eq!(serde_json::from_str::<Recipe>(&older).unwrap().generator, 0);
         let other = Recipe { seed: 4, family: Some(Family::StyleB), ..recipe.clone() };
         let text = recipe.differences(&other).unwrap();
         assert!(text.contains("seed 4, not 3") && text.contains("family \"Style_B\", not \"all\""), "{text}");

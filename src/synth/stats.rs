@@ -219,7 +219,7 @@ impl Statistics {
         let plain = |name: &str, value: f64| (name.to_string(), value, None);
         let spread = |name: &str, (mean, sd): (f64, f64)| (name.to_string(), mean, Some(sd));
         let percent = |(mean, sd): (f64, f64)| (100.0 * mean, 100.0 * sd);
-        let (mean, sd) = self.values.moments();
+        let sums = self.depth.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
         let mut rows = vec![
             plain("maps", self.maps() as f64),
             plain("horizontally constant maps, %", share(self.constant, self.maps() as u64)),
@@ -228,7 +228,7 @@ impl Statistics {
             spread("layers down a column", self.layers.moments()),
             spread("thickness of a layer, cells", self.thickness.moments()),
             plain("columns that never slow down, %", share(self.monotone, self.columns)),
-            spread("velocity, m/s", (mean + RANGE.0 as f64, sd)),
+            spread("velocity, m/s", of_sums(sums, self.cells as f64)),
             spread("total variation in z, m/s a cell", moments(&self.variation.0)),
             spread("total variation in x, m/s a cell", moments(&self.variation.1)),
             spread("sharp changes among those in z, %", percent(moments(&self.sharp))),
@@ -248,10 +248,7 @@ impl Statistics {
 
     /// Mean and standard deviation of the velocities in a row, m/s.
     pub fn at_depth(&self, z: usize) -> (f64, f64) {
-        let n = (self.maps() * self.shape.1) as f64;
-        let (sum, squares) = self.depth[z];
-        let mean = sum / n;
-        (mean, (squares / n - mean * mean).max(0.0).sqrt())
+        of_sums(self.depth[z], (self.maps() * self.shape.1) as f64)
     }
 
     /// Shares of velocities from 1500 to 4500 m/s, in bins of `width` m/s: ends and share. What lies beyond counts in the
@@ -293,6 +290,12 @@ impl Statistics {
         rows.push(("mean profile, m/s apart".into(), (0..depth).map(profile).sum::<f64>() / depth as f64));
         rows
     }
+}
+
+/// Mean and standard deviation of `n` numbers from their sum and that of their squares.
+fn of_sums((sum, squares): (f64, f64), n: f64) -> (f64, f64) {
+    let mean = sum / n;
+    (mean, (squares / n - mean * mean).max(0.0).sqrt())
 }
 
 /// An octave in words.
@@ -370,6 +373,13 @@ mod tests {
         assert!((row(&s, "whole-number").0 - 100.0 * (1.0 - (20.0 * 1.5 + 10.0 * 0.5) / 140.0)).abs() < 1e-9);
         assert!((row(&s, "velocities 1500..2000").0 - 100.0 / 7.0).abs() < 1e-9);
         assert!((s.velocity_shares(50).iter().map(|b| b.2).sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn moments_are_those_of_the_rows_beyond_the_histogram_too() {
+        let s = of(&[Array2::from_shape_fn((70, 70), |(_, x)| [340.0, 8000.5][x % 2])]);
+        assert_eq!(row(&s, "velocity, m/s"), row(&s, "velocity in row 10"));
+        assert_eq!(row(&s, "velocity in row 0").0, 4170.25);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use super::{SHAPE, chance, normal};
 use ndarray::Array2;
 use rand::Rng;
-use rand::rngs::StdRng;
+use rand_chacha::ChaCha12Rng;
 use std::f64::consts::TAU;
 
 /// Samples a cell along each axis of the image.
@@ -16,19 +16,19 @@ const FINE: usize = 2;
 const IMAGE: (usize, usize) = (SHAPE.0 * FINE, SHAPE.1 * FINE);
 
 /// A map of Style_A: (70, 70), m/s.
-pub fn smooth(rng: &mut StdRng) -> Array2<f32> {
+pub fn smooth(rng: &mut ChaCha12Rng) -> Array2<f32> {
     let (blur, contrast) = (rng.random_range(0.9..1.6), rng.random_range(150.0..400.0));
     style(rng, blur, contrast)
 }
 
 /// A map of Style_B: (70, 70), m/s.
-pub fn sharp(rng: &mut StdRng) -> Array2<f32> {
+pub fn sharp(rng: &mut ChaCha12Rng) -> Array2<f32> {
     let (blur, contrast) = (rng.random_range(0.15..0.5), rng.random_range(120.0..320.0));
     style(rng, blur, contrast)
 }
 
 /// `blur` in cells, `contrast` the standard deviation of the texture in m/s.
-fn style(rng: &mut StdRng, spread: f64, contrast: f64) -> Array2<f32> {
+fn style(rng: &mut ChaCha12Rng, spread: f64, contrast: f64) -> Array2<f32> {
     let mut image = leaves(rng);
     if chance(rng, 0.7) {
         // shading and fine grain
@@ -51,7 +51,7 @@ fn style(rng: &mut StdRng, spread: f64, contrast: f64) -> Array2<f32> {
 }
 
 /// A scene of leaves: ellipses, rings and polygons, each shaded, the later over the earlier.
-fn leaves(rng: &mut StdRng) -> Array2<f32> {
+fn leaves(rng: &mut ChaCha12Rng) -> Array2<f32> {
     let size = IMAGE.0 as f64;
     let mut image = noise(rng, 0.3 * size);
     image *= rng.random_range(0.2..1.0);
@@ -82,7 +82,7 @@ struct Leaf {
 }
 
 impl Leaf {
-    fn draw(rng: &mut StdRng, radius: f64) -> Self {
+    fn draw(rng: &mut ChaCha12Rng, radius: f64) -> Self {
         let angle: f64 = rng.random_range(0.0..TAU);
         let size = IMAGE.0 as f64;
         Self {
@@ -120,7 +120,7 @@ impl Leaf {
 }
 
 /// A Gaussian process of unit variance with a squared-exponential covariance of about `length` samples.
-fn noise(rng: &mut StdRng, length: f64) -> Array2<f32> {
+fn noise(rng: &mut ChaCha12Rng, length: f64) -> Array2<f32> {
     let white = Array2::from_shape_fn(IMAGE, |_| normal(rng, 0.0, 1.0) as f32);
     // white noise blurred with sigma has the covariance exp(-r^2 / (4 sigma^2))
     let mut field = blur(&white, length / std::f64::consts::SQRT_2);

@@ -17,7 +17,8 @@
 //!
 //! What is sampled outside the map is the nearest cell at its edge, as the operator continues maps. Layered families are
 //! sampled at the nearest cell, so that no new velocities appear at interfaces; Style maps bilinearly. Families of
-//! integer velocities are rounded where an augmentation computes new ones. Results stay within 1500..4500 m/s.
+//! integer velocities are rounded where an augmentation computes new ones. FlatVel maps stay horizontally constant: what
+//! becomes of their middle column becomes of all. Results stay within 1500..4500 m/s.
 
 mod blend;
 mod warp;
@@ -25,8 +26,8 @@ mod warp;
 use super::draw;
 use crate::{Error, Family, Result};
 use ndarray::Array2;
-use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha12Rng;
 use std::fmt;
 use std::str::FromStr;
 
@@ -100,7 +101,7 @@ impl Kind {
         map: &Array2<f32>,
         family: Family,
         partner: impl FnOnce() -> Array2<f32>,
-        rng: &mut StdRng,
+        rng: &mut ChaCha12Rng,
     ) -> Array2<f32> {
         let sampling = if is_continuous(family) { warp::Sampling::Bilinear } else { warp::Sampling::Nearest };
         match self {
@@ -169,12 +170,16 @@ impl Augment {
         let mut rng = generator(family, seed, number);
         for (place, &(kind, probability)) in self.0.iter().enumerate() {
             // each has its own stream, so that what one consumes does not change the next
-            let mut own = StdRng::seed_from_u64(rng.random());
+            let mut own = ChaCha12Rng::seed_from_u64(rng.random());
             if own.random::<f64>() >= probability {
                 continue;
             }
             let partner = || draw(family, seed.wrapping_add(PARTNERS.wrapping_mul(place as u64 + 1)), number);
             map = kind.apply(&map, family, partner, &mut own);
+            if matches!(family, Family::FlatVelA | Family::FlatVelB) {
+                let middle = map.column(map.ncols() / 2).to_owned();
+                map.columns_mut().into_iter().for_each(|mut column| column.assign(&middle));
+            }
             let (least, most) = VELOCITIES;
             map.mapv_inplace(|v| if is_integer(family) { v.round() } else { v }.clamp(least, most));
         }
@@ -182,12 +187,12 @@ impl Augment {
     }
 }
 
-fn generator(family: Family, seed: u64, number: u64) -> StdRng {
+fn generator(family: Family, seed: u64, number: u64) -> ChaCha12Rng {
     let mut key = *b"augment.augment.augment.augment.";
     key[8..16].copy_from_slice(&seed.to_le_bytes());
     key[16..24].copy_from_slice(&number.to_le_bytes());
     key[24] = Family::ALL.iter().position(|&f| f == family).expect("one of all") as u8;
-    StdRng::from_seed(key)
+    ChaCha12Rng::from_seed(key)
 }
 
 impl fmt::Display for Augment {
@@ -262,6 +267,24 @@ mod tests {
                 if is_integer(family) {
                     assert!(once.iter().all(|v| v.fract() == 0.0), "{kind:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn flat_maps_stay_flat() {
+        for family in [Family::FlatVelA, Family::FlatVelB] {
+            for kind in Kind::ALL {
+                let list = Augment(vec![(kind, 1.0)]);
+                let maps: Vec<_> =
+                    (0..8).map(|n| (draw(family, 1, n), list.apply(draw(family, 1, n), family, 1, n))).collect();
+                let flat = |m: &Array2<f32>| m.rows().into_iter().all(|r| r.iter().all(|&v| v == r[0]));
+                assert!(maps.iter().all(|(_, m)| flat(m)), "{kind:?} of {family}");
+                assert_eq!(
+                    maps.iter().any(|(before, after)| before != after),
+                    kind != Kind::Flip,
+                    "{kind:?} of {family}"
+                );
             }
         }
     }

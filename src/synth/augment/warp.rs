@@ -3,7 +3,7 @@
 use super::blend::normal;
 use ndarray::Array2;
 use rand::Rng;
-use rand::rngs::StdRng;
+use rand_chacha::ChaCha12Rng;
 
 /// How a place between cells is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(super) struct Affine {
 impl Affine {
     pub(super) const IDENTITY: Self = Self { angle: 0.0, shear: 0.0, scale: (1.0, 1.0), shift: (0.0, 0.0) };
 
-    pub(super) fn random(rng: &mut StdRng) -> Self {
+    pub(super) fn random(rng: &mut ChaCha12Rng) -> Self {
         let mut within = |limit: f64| rng.random_range(-limit..limit);
         Self {
             angle: within(8.0).to_radians(),
@@ -102,13 +102,19 @@ pub(super) fn affine(map: &Array2<f32>, sampling: Sampling, a: &Affine) -> Array
 }
 
 /// Random displacements of `rms` cells, smoothed by a Gaussian of `length` cells (Simard et al., 2003).
-pub(super) fn elastic(map: &Array2<f32>, sampling: Sampling, rms: f64, length: f64, rng: &mut StdRng) -> Array2<f32> {
+pub(super) fn elastic(
+    map: &Array2<f32>,
+    sampling: Sampling,
+    rms: f64,
+    length: f64,
+    rng: &mut ChaCha12Rng,
+) -> Array2<f32> {
     let (down, right) = (smooth_noise(map.dim(), length, rng), smooth_noise(map.dim(), length, rng));
     resample(map, sampling, |z, x| (z as f64 + rms * down[[z, x]], x as f64 + rms * right[[z, x]]))
 }
 
 /// White noise under a Gaussian of `length` cells, its rms 1.
-fn smooth_noise((nz, nx): (usize, usize), length: f64, rng: &mut StdRng) -> Array2<f64> {
+fn smooth_noise((nz, nx): (usize, usize), length: f64, rng: &mut ChaCha12Rng) -> Array2<f64> {
     // as far as it reaches, so that edges are no different
     let reach = (3.0 * length).ceil() as usize;
     let weights: Vec<f64> =
@@ -133,7 +139,7 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    pub(super) fn random(rng: &mut StdRng) -> Self {
+    pub(super) fn random(rng: &mut ChaCha12Rng) -> Self {
         let throw: f64 = rng.random_range(3.0..14.0);
         let dip: f64 = rng.random_range(-45.0..45.0);
         Self {
@@ -170,7 +176,7 @@ mod tests {
         for sampling in [Sampling::Nearest, Sampling::Bilinear] {
             assert_eq!(affine(&m, sampling, &Affine::IDENTITY), m);
             assert_eq!(stretch(&m, sampling, 1.0, 1.0), m);
-            assert_eq!(elastic(&m, sampling, 0.0, 8.0, &mut StdRng::seed_from_u64(1)), m);
+            assert_eq!(elastic(&m, sampling, 0.0, 8.0, &mut ChaCha12Rng::seed_from_u64(1)), m);
             assert!((0..5).all(|place| crop(&m, sampling, 70, place) == m));
         }
         assert_eq!(fault(&m, &Fault { through: (30.0, 30.0), dip: 0.3, throw: 0.0 }), m);
@@ -204,7 +210,7 @@ mod tests {
 
     #[test]
     fn displacements_are_smooth_and_of_unit_rms() {
-        let d = smooth_noise((70, 70), 8.0, &mut StdRng::seed_from_u64(2));
+        let d = smooth_noise((70, 70), 8.0, &mut ChaCha12Rng::seed_from_u64(2));
         assert!((d.mapv(|v| v * v).mean().unwrap() - 1.0).abs() < 1e-9);
         let step = d.windows((1, 2)).into_iter().map(|w| (w[[0, 1]] - w[[0, 0]]).abs()).fold(0.0, f64::max);
         assert!(step < 0.5, "{step}");
@@ -213,7 +219,7 @@ mod tests {
     #[test]
     fn nearest_makes_no_new_velocities() {
         let layers = Array2::from_shape_fn((70, 70), |(z, _)| [1700.0f32, 2400.0, 3900.0][z / 24]);
-        let mut rng = StdRng::seed_from_u64(3);
+        let mut rng = ChaCha12Rng::seed_from_u64(3);
         let warped = elastic(&layers, Sampling::Nearest, 3.0, 8.0, &mut rng);
         let warped = affine(&warped, Sampling::Nearest, &Affine::random(&mut rng));
         let warped = fault(&warped, &Fault::random(&mut rng));

@@ -77,6 +77,15 @@ impl Layout for Files {
         vec![parent.unwrap_or(Path::new(".")).to_path_buf()]
     }
 
+    fn owns(&self, name: &str) -> bool {
+        let first = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let (stem, extension) = first.rsplit_once('.').unwrap_or((&first, ""));
+        let number = name.strip_prefix(stem).and_then(|n| n.strip_suffix(extension)?.strip_suffix('.'));
+        number.is_some_and(|n| {
+            n.is_empty() || n.strip_prefix('-').is_some_and(|n| n.len() == 5 && n.bytes().all(|b| b.is_ascii_digit()))
+        })
+    }
+
     fn parts(&self, n: u64) -> Vec<Part> {
         let size = self.recipe.per_file;
         let part = |k: u64| {
@@ -264,5 +273,9 @@ mod tests {
         assert_eq!(names, ["a/set.h5", "a/set-00001.h5", "a/set-00002.h5"]);
         assert_eq!(parts.iter().map(|p| (p.first, p.len)).collect::<Vec<_>>(), [(0, 4), (4, 4), (8, 2)]);
         assert!(Files::new(Path::new("set.npy"), &recipe).is_err());
+        assert!(["set.h5", "set-00012.h5"].iter().all(|n| files.owns(n)));
+        assert!(
+            !["set2.h5", "other.h5", "set-a0001.h5", "set-00012.npy", "set-1-00001.h5"].iter().any(|n| files.owns(n))
+        );
     }
 }

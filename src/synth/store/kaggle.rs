@@ -86,6 +86,10 @@ impl Layout for Files {
         each.chain([self.directory.clone()]).collect()
     }
 
+    fn owns(&self, _: &str) -> bool {
+        true
+    }
+
     fn parts(&self, n: u64) -> Vec<Part> {
         let families: Vec<(Family, u64)> = match self.recipe.family {
             Some(family) => vec![(family, n)],

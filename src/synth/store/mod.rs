@@ -84,10 +84,15 @@ impl Part {
     }
 }
 
+/// Most files of a set, as many as five digits number: their list stays small.
+const MOST_FILES: u64 = 100_000;
+
 /// How samples become files.
 trait Layout: Send + Sync {
     /// Where its files lie.
     fn directories(&self) -> Vec<PathBuf>;
+    /// Whether a file of that name in one of the directories is of the set.
+    fn owns(&self, name: &str) -> bool;
     /// The parts of a set of `n` samples.
     fn parts(&self, n: u64) -> Vec<Part>;
     /// Samples that the part's file holds already. Errors when they are none of this recipe.
@@ -137,7 +142,7 @@ impl Store {
                 (Arc::new(layout), path.join(".lock"))
             }
         };
-        let lock = hold(path, &lock, &layout.directories())?;
+        let lock = hold(path, &lock, layout.as_ref())?;
         if format == Format::Kaggle {
             kaggle::record(path, &recipe)?;
         }
@@ -149,14 +154,20 @@ impl Store {
         &self.recipe
     }
 
-    /// What is missing to a set of `n` samples. Errors when a file is damaged or of another recipe.
+    /// What is missing to a set of `n` samples. Errors when a file is damaged or of another recipe, or there would be more
+    /// than 100 000 files.
     pub fn missing(&self, n: u64) -> Result<Missing> {
-        let mut missing = Missing { samples: vec![], parts: VecDeque::new(), present: 0 };
+        if n.div_ceil(self.recipe.per_file) > MOST_FILES {
+            let problem = format!("{n} samples would be more than {MOST_FILES} files; raise --per-file or lower -n");
+            return Err(Error::Usage(problem));
+        }
+        let mut missing = Missing { parts: VecDeque::new(), before: vec![], len: 0, present: 0 };
         for part in self.layout.parts(n) {
             let present = self.layout.present(&part)?.min(part.len);
             missing.present += present;
-            missing.samples.extend((present..part.len).map(|place| part.index(place)));
             if present < part.len {
+                missing.before.push(missing.len);
+                missing.len += part.len - present;
                 missing.parts.push_back((part, present));
             }
         }
@@ -176,12 +187,36 @@ impl Store {
 
 /// What a set lacks.
 pub struct Missing {
-    /// Indices of the samples, in the order in which they are written.
-    pub samples: Vec<u64>,
     /// Samples that are there.
     pub present: u64,
-    /// Their files, and how many each holds already.
+    /// Files that are not full, and how many samples each holds already.
     parts: VecDeque<(Part, u64)>,
+    /// Missing samples before those of each file.
+    before: Vec<u64>,
+    len: u64,
+}
+
+impl Missing {
+    /// How many samples are missing.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Index in the set of the `i`-th missing sample, in the order in which they are written.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn index(&self, i: u64) -> u64 {
+        assert!(i < self.len, "only {} samples are missing", self.len);
+        let file = self.before.partition_point(|&before| before <= i) - 1;
+        let (part, present) = &self.parts[file];
+        part.index(present + i - self.before[file])
+    }
 }
 
 /// Writes missing samples, a file after the other; full ones are synced in the background.
@@ -229,9 +264,9 @@ impl Appender {
 }
 
 /// Locks the set at `path` for as long as the file lives, and removes what its last writer left unfinished in
-/// `directories`: that one's process id stands in the lock file, as in the names of its unfinished files. Those of writers
-/// of other sets are let alone, which may be at work on another machine.
-fn hold(path: &Path, name: &Path, directories: &[PathBuf]) -> Result<File> {
+/// the set's directories: that one's process id stands in the lock file, as in the names of its unfinished files, which hold
+/// the finished file's name besides. Those of other sets are let alone, whose writers may be at work, here or elsewhere.
+fn hold(path: &Path, name: &Path, layout: &dyn Layout) -> Result<File> {
     let fail = |e| Error::io(path, "create", e);
     let mut lock = File::options().read(true).write(true).create(true).truncate(false).open(name).map_err(fail)?;
     if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
@@ -244,9 +279,11 @@ fn hold(path: &Path, name: &Path, directories: &[PathBuf]) -> Result<File> {
     let dead = last == own || !Path::new("/proc").join(&last).exists();
     if last.parse::<u32>().is_ok() && dead {
         let prefix = format!("{TMP_PREFIX}{last}-");
-        for entry in directories.iter().filter_map(|d| fs::read_dir(d).ok()).flatten().flatten() {
+        for entry in layout.directories().iter().filter_map(|d| fs::read_dir(d).ok()).flatten().flatten() {
             let file = entry.file_name().to_string_lossy().into_owned();
-            if file.starts_with(&prefix) && file.ends_with(TMP_SUFFIX) {
+            let rest = file.strip_prefix(&prefix).and_then(|f| f.strip_suffix(TMP_SUFFIX));
+            // then eight letters
+            if rest.and_then(|r| r.rsplit_once('-')).is_some_and(|(name, _)| layout.owns(name)) {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -259,6 +296,14 @@ fn hold(path: &Path, name: &Path, directories: &[PathBuf]) -> Result<File> {
 fn same_recipe(path: &Path, wanted: &Recipe, found: &str) -> Result<()> {
     let unknown = || Error::input(path, "holds no set of fwi synth of this version; choose another -o");
     let found: Recipe = serde_json::from_str(found).map_err(|_| unknown())?;
+    if wanted.generator != found.generator {
+        return Err(Error::Usage(format!(
+            "{}: its maps were drawn by generator {}, and this version has generator {}; choose another -o",
+            path.display(),
+            found.generator,
+            wanted.generator
+        )));
+    }
     match wanted.differences(&found) {
         None => Ok(()),
         Some(how) => Err(Error::Usage(format!(
