@@ -42,7 +42,7 @@ def read_hdf5(path, every):
         if "flipped_middle" not in f:
             raise SystemExit(f"{path}: has no middle shot of the mirrored maps; synthesise it with --middle-flip")
         step = every // stored
-        shots = np.concatenate([f["gather"][:, :, ::step], f["flipped_middle"][:, None, ::step]], axis=1)
+        shots = np.concatenate([f["gather"][:, :, ::step], f["flipped_middle"][:, ::step][:, None]], axis=1)
         tokens = torch.from_numpy(shots.astype(np.float16)).permute(0, 3, 1, 2).contiguous()
         velocity = torch.from_numpy(f["velocity"][:].astype(np.float32)).reshape(-1, 70, 70)
         return Samples(tokens, velocity, torch.from_numpy(f["family"][:].astype(np.int64)))

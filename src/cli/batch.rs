@@ -94,9 +94,9 @@ struct Engines {
 impl Args {
     fn plan(&self) -> Result<Plan> {
         let survey = Survey::openfwi();
-        let settings = self.method.settings(&self.until, &survey)?;
         let maps = self.output.join("velocity");
         let from = StartFrom::resolve(self.start.as_deref(), &self.prior)?;
+        let settings = self.method.settings(&self.until, &survey, matches!(from, StartFrom::Priors(_)))?;
         let read = self.inputs.iter().chain(&self.truth).cloned().chain(from.files());
         for input in read {
             let within = if input.is_dir() { Some(&*input) } else { input.parent() };

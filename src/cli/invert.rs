@@ -81,7 +81,7 @@ impl Args {
         }
         let observed = observe(&self.gather, self.index, &survey)?;
         let truth = self.truth.as_ref().map(|p| read_map(p, survey.map_shape(), &limits)).transpose()?;
-        let settings = self.method.settings(&self.until, &survey)?;
+        let settings = self.method.settings(&self.until, &survey, matches!(from, StartFrom::Priors(_)))?;
         let start = match &from {
             StartFrom::Gradient => Some(Start::Gradient),
             StartFrom::Maps(path) => Some(Start::Map(read_map(path, survey.map_shape(), &limits)?)),

@@ -54,6 +54,6 @@ mod tests {
             tops.map(fit).fold(f64::MAX, f64::min) / 70.0
         };
         let best = (0..400).map(|i| brute(f64::from(i) * 0.1)).fold(f64::MAX, f64::min);
-        assert!((best_gradient_mae(&[step.clone()]) - best).abs() < 1.0);
+        assert!((best_gradient_mae(std::slice::from_ref(&step)) - best).abs() < 1.0);
     }
 }
