@@ -1,7 +1,7 @@
 //! The prior in the binary is worth what its card says.
 
 use fwi::prior::{MaeMaps, Runtime, RuntimeChoice, predict_one, registry};
-use fwi::wave::{CpuOptions, Propagator, build};
+use fwi::wave::{CpuOptions, build};
 use fwi::{Family, Model, Observed, Survey, synth};
 
 /// A seed that neither training nor the card used.

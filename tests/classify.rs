@@ -2,7 +2,7 @@
 
 use fwi::family::{Group, classify, two_largest_patches};
 use fwi::prior::Prediction;
-use fwi::wave::{CpuOptions, Propagator, build};
+use fwi::wave::{CpuOptions, build};
 use fwi::{Family, Model, Observed, Survey, synth};
 use ndarray::Array2;
 
