@@ -157,7 +157,13 @@ fn an_inversion_starts_from_a_prior() {
     assert_eq!(run(predict(&bench, "start.npy").arg("--prior").arg(&plain)).0, 0);
     let invert = |dir: &str, start: &[&std::ffi::OsStr]| {
         let mut command = fwi();
-        command.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path(dir)).args(["--max-evals", "4"]).args(start);
+        command
+            .arg("invert")
+            .arg(&bench.gather)
+            .arg("-o")
+            .arg(bench.path(dir))
+            .args(["--max-evals", "4", "--stages", "l2"])
+            .args(start);
         let (code, _, err) = run(&mut command);
         assert_eq!(code, 0, "{err}");
         let text = fs::read_to_string(bench.path(dir).join("result.json")).unwrap();

@@ -175,7 +175,7 @@ const FLAT_STEP: f32 = 4.0;
 /// Share of such steps that separates Style maps from layers.
 const ROUGH_SHARE: f64 = 0.45;
 /// Ratio of second to first differences that separates Style_B from Style_A.
-const SHARP_RATIO: f64 = 0.5;
+const SHARP_RATIO: f64 = 0.64;
 
 /// Cells in the two largest connected areas whose neighbouring cells differ by less than `step`, m/s.
 pub fn two_largest_patches(map: &Array2<f32>, step: f32) -> usize {
