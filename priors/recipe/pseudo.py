@@ -40,7 +40,7 @@ def model_gathers(fwi, maps, every, folder):
     """Gathers of the maps by the exact operator, decimated."""
     source, target = folder / "maps.npy", folder / "gathers.npy"
     np.save(source, maps)
-    subprocess.run([fwi, "forward", source, "-o", target, "--force"], check=True)
+    subprocess.run([fwi, "forward", source, "-o", target], check=True)
     return np.load(target, mmap_mode="r")[:, :, ::every]
 
 
