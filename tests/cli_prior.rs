@@ -173,6 +173,8 @@ fn an_inversion_starts_from_a_prior() {
     assert_eq!(result["start"], "prior");
     assert!(result["prior"]["description"].as_str().unwrap().starts_with("plain (sha256"), "{result}");
     assert!(err.contains("prior: plain") && err.contains("for the prior, before the inversion"), "{err}");
+    assert_eq!(result["family"], result["prior"]["family"]);
+    assert!(result["prior"]["group"].is_string(), "{result}");
     // resumed, it asks no prior again, and the result still tells what it said
     let said = result["prior"].clone();
     let (resumed, _, err) = invert("prior", &["--resume".as_ref(), "--prior".as_ref(), "/no.onnx".as_ref()]);

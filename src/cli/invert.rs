@@ -5,7 +5,7 @@ use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
 use super::options::{memory_line, observe, peak_memory, same_file};
-use super::prior_options::{PriorOptions, StartFrom, expected_error, families, memory_limit};
+use super::prior_options::{PriorOptions, StartFrom, expected_error, memory_limit};
 use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, VELOCITY, VELOCITY_FIGURE};
 use fwi::invert::{Inversion, Outcome, Settings, Start, StopReason};
 use fwi::io::{Limits, read_map, write_array, write_atomic};
@@ -105,15 +105,16 @@ impl Args {
         let processes = memory.saturating_sub(BASE_BYTES);
         let opened = self.prior_options.open_for_start(names, self.engine.threads, memory, processes, self.quiet)?;
         let prediction = predict_one(&*opened.prior, observed)?;
-        let family = families(&prediction).map_or(String::new(), |f| format!("; {f}"));
-        self.say(&format!("prior: {}{family}", opened.prior.describe()));
+        self.say(&format!("prior: {}", opened.prior.describe()));
         self.say(&format!("memory: {} for the prior, before the inversion", opened.memory));
-        let probabilities = prediction.families.as_ref().map(|list| {
-            list.iter().map(|(f, q)| (f.to_string(), json!(q))).collect::<serde_json::Map<String, serde_json::Value>>()
-        });
+        let class = family::classify(&Survey::openfwi(), observed, &prediction);
+        let probabilities: serde_json::Map<String, serde_json::Value> =
+            class.families.iter().map(|(f, q)| (f.to_string(), json!(q))).collect();
         let said = json!({
             "description": opened.prior.describe(),
             "expected_mae": expected_error(&prediction),
+            "family": class.family.name(),
+            "group": class.group.name(),
             "families": probabilities,
         });
         Ok((Start::Map(prediction.velocity.mapv(f64::from)), said))
@@ -165,7 +166,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         None => (Start::Gradient, dir.origin()),
     };
-    report(&args, &plan, &*propagator, fine.as_deref());
+    report(&args, &plan, &origin, &*propagator, fine.as_deref());
     if let Some(state) = &state {
         args.say(&format!("resuming after iteration {}", state.iterations()));
     } else if args.resume {
@@ -188,12 +189,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     conclude(&args, &outcome, &dir, &signals)
 }
 
-fn report(args: &Args, plan: &Plan, propagator: &dyn Propagator, fine: Option<&dyn Propagator>) {
-    args.say(&format!(
-        "gather: {}, family {}",
-        args.gather.display(),
-        family::from_gather(&plan.survey, &plan.observed)
-    ));
+/// The family that the prior and the gather tell, or, without a prior, the gather alone.
+fn family_of(plan: &Plan, origin: &Origin) -> String {
+    let told = origin.prior.as_ref().and_then(|p| p["family"].as_str());
+    told.unwrap_or_else(|| family::from_gather(&plan.survey, &plan.observed)).to_string()
+}
+
+fn report(args: &Args, plan: &Plan, origin: &Origin, propagator: &dyn Propagator, fine: Option<&dyn Propagator>) {
+    args.say(&format!("gather: {}, family {}", args.gather.display(), family_of(plan, origin)));
     let o = &plan.observed;
     if o.mask.nt < plan.survey.nt {
         args.say("the last sample is zero everywhere and does not count");
@@ -235,7 +238,7 @@ fn write_outputs(
         "index": args.index,
         "start": origin.start,
         "prior": origin.prior,
-        "family": family::from_gather(&plan.survey, &plan.observed),
+        "family": family_of(plan, origin),
         "data_rms": outcome.data_rms,
         "data_rms_per_shot": plan.observed.rms_per_shot(&synthetic),
         "mae": outcome.mae,
