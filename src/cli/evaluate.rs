@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::note;
 use super::options::{same_file, usable};
-use super::prior_options::{PriorOptions, StartFrom, memory_limit};
+use super::prior_options::{PriorOptions, StartFrom, memory_limit, side_by_side};
 use super::tell;
 use fwi::family::{Classification, Group, classify};
 use fwi::io::{Limits, Maps, write_atomic};
@@ -129,11 +129,7 @@ fn table(
         let models: Vec<Model> = block.iter().map(|m| Model::from_map(m.clone())).collect();
         let gathers = propagator.forward(&models)?;
         let one = |(map, gather)| case(family, map, Observed::new(gather), prior, survey);
-        let panicked = || Err(Error::Numerical("the prediction panicked".into()));
-        let found: Vec<Result<Case>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = block.iter().zip(gathers).map(|pair| scope.spawn(move || one(pair))).collect();
-            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
-        });
+        let found = side_by_side(block.iter().zip(gathers), one);
         cases.extend(found.into_iter().collect::<Result<Vec<_>>>()?);
     }
     Ok(Table { family, real, gradient: best_gradient_mae(&maps), cases })

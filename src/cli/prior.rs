@@ -2,7 +2,7 @@
 
 use super::gather_list::{self, Job};
 use super::options::{parse_size, parse_threads, same_file};
-use super::prior_options::{PriorOptions, StartFrom, expected_error, families, memory_limit};
+use super::prior_options::{PriorOptions, StartFrom, expected_error, families, memory_limit, side_by_side};
 use super::{note, tell};
 use clap::Subcommand;
 use fwi::io::{ArrayWriter, DType, write_array, write_atomic};
@@ -191,11 +191,7 @@ fn predict_block(prior: &dyn Prior, jobs: &[Job], survey: &Survey) -> Vec<Result
             other => other,
         })
     };
-    let panicked = || Err(Error::Numerical("the prediction panicked".into()));
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = jobs.iter().map(|job| scope.spawn(move || one(job))).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
-    })
+    side_by_side(jobs, one)
 }
 
 /// Errors when an output is an input or has a name that cannot be written.

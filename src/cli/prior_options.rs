@@ -68,12 +68,11 @@ pub enum StartFrom {
 impl StartFrom {
     /// What `--start` and `--prior` ask for. Without them, the prior in the binary, if there is one.
     pub fn resolve(start: Option<&str>, priors: &[String]) -> Result<Self> {
-        let bundled = registry::default_prior().map(|b| vec![b.name.to_string()]);
         match start {
             _ if !priors.is_empty() => Ok(Self::Priors(priors.to_vec())),
-            None => Ok(bundled.map_or(Self::Gradient, Self::Priors)),
+            None => Ok(Self::priors(&[]).map_or(Self::Gradient, Self::Priors)),
             Some("gradient") => Ok(Self::Gradient),
-            Some("prior") => bundled.map(Self::Priors).ok_or_else(no_prior),
+            Some("prior") => Self::priors(&[]).map(Self::Priors),
             Some(map) if !map.contains(['.', ':', '/']) && !Path::new(map).exists() => {
                 Err(Error::Usage(format!("--start {map}: is neither \"gradient\", \"prior\" nor a file; name a map")))
             }
@@ -246,6 +245,19 @@ impl Ready {
             Self::Apart(worker) => worker.info(),
         }
     }
+}
+
+/// Predictions of all items at the same time, a thread each, in their order.
+pub fn side_by_side<T: Send, R: Send>(
+    items: impl IntoIterator<Item = T>,
+    one: impl Fn(T) -> Result<R> + Sync,
+) -> Vec<Result<R>> {
+    let one = &one;
+    let panicked = || Err(Error::Numerical("the prediction panicked".into()));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.into_iter().map(|item| scope.spawn(move || one(item))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
+    })
 }
 
 /// The likeliest families of a prediction, at most three, in words; nothing if the prior does not tell.

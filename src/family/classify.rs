@@ -1,7 +1,8 @@
 //! Which family a gather belongs to, from the gather and what a prior predicts of it.
 //!
-//! A gather without noise tells by itself whether its map is horizontally constant (see [`mirror_rms`]). For the rest there are the prior's
-//! own probabilities; a prior without them leaves the map, whose texture tells the Style families from layers.
+//! A gather without noise tells by itself whether its map is horizontally constant (see [`mirror_rms`]). For the rest
+//! there are the prior's own probabilities; a prior without them leaves the map, whose texture tells the Style families
+//! from layers.
 
 use super::{Family, MIRROR_RMS, mirror_rms};
 use crate::prior::Prediction;
@@ -40,8 +41,12 @@ impl Group {
 
     /// The group of a map that is known to be of `family`.
     pub fn of_map(family: Family, map: &Array2<f32>) -> Self {
-        let faulted = [Family::FlatFaultA, Family::FlatFaultB, Family::CurveFaultA, Family::CurveFaultB];
-        match faulted.contains(&family) && two_largest_patches(map, PATCH_STEP) > TWO_PATCHES {
+        Self::within(family, map, PATCH_STEP)
+    }
+
+    /// The same of a map whose patches are flat to `step`, m/s.
+    fn within(family: Family, map: &Array2<f32>, step: f32) -> Self {
+        match family.is_faulted() && two_largest_patches(map, step) > TWO_PATCHES {
             true => Self::TwoVelocities,
             false => Self::of(family),
         }
@@ -107,17 +112,13 @@ pub fn classify(survey: &Survey, observed: &Observed, prediction: &Prediction) -
         // noise, or hardly a difference: the prior's word stands
         _ => (),
     }
-    let likeliest =
-        |of: &[(Family, f64)]| of.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Family::FlatVelA, |p| p.0);
     let share = |group: Group| families.iter().filter(|(f, _)| Group::of(*f) == group).map(|p| p.1).sum::<f64>();
     let group = Group::ALL.into_iter().max_by(|a, b| share(*a).total_cmp(&share(*b))).unwrap_or(Group::Layered);
     // a family of the group that was found, even where another single family has more
-    let within: Vec<(Family, f64)> = families.iter().copied().filter(|(f, _)| Group::of(*f) == group).collect();
-    let family = likeliest(&within);
-    let faulted = [Family::FlatFaultA, Family::FlatFaultB, Family::CurveFaultA, Family::CurveFaultB];
+    let within = families.iter().filter(|(f, _)| Group::of(*f) == group);
+    let family = within.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Family::FlatVelA, |p| p.0);
     let probability = share(group);
-    let filled = faulted.contains(&family) && two_largest_patches(&prediction.velocity, PREDICTED_STEP) > TWO_PATCHES;
-    let group = if filled { Group::TwoVelocities } else { group };
+    let group = Group::within(family, &prediction.velocity, PREDICTED_STEP);
     Classification { family, families, group, probability, mirror_rms: mirror }
 }
 

@@ -45,6 +45,11 @@ impl Family {
         Self::StyleB,
     ];
 
+    /// Whether its layers are cut by faults.
+    pub fn is_faulted(self) -> bool {
+        matches!(self, Self::FlatFaultA | Self::FlatFaultB | Self::CurveFaultA | Self::CurveFaultB)
+    }
+
     /// Its name in OpenFWI, such as "CurveFault_B".
     pub fn name(self) -> &'static str {
         match self {
