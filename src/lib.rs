@@ -6,6 +6,7 @@
 //! Units throughout: cell size in m, time in s, velocity in m/s.
 #![warn(missing_docs)]
 
+pub mod curvature;
 pub mod error;
 pub mod family;
 pub mod gather;

@@ -1,0 +1,111 @@
+//! Sums `A' A` over panels of rows, in f64, tile by tile.
+
+use super::traces::Panel;
+use crate::wave::cpu::schedule::Pool;
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular};
+use faer::{Accum, Mat, MatRef, Par};
+use std::sync::Mutex;
+
+/// Columns of a tile: four of its kind stay in the second-level cache, and there is work for many threads.
+const TILE: usize = 448;
+
+/// A symmetric matrix: its lower triangle counts.
+#[derive(Clone, Debug)]
+pub struct Symmetric {
+    /// The lower triangle; what stands above the diagonal means nothing.
+    pub lower: Mat<f64>,
+}
+
+impl Symmetric {
+    /// Multiplies every entry.
+    pub fn scale(&mut self, by: f64) {
+        for j in 0..self.lower.ncols() {
+            for i in j..self.lower.nrows() {
+                self.lower[(i, j)] *= by;
+            }
+        }
+    }
+
+    /// Order of the matrix.
+    pub fn len(&self) -> usize {
+        self.lower.nrows()
+    }
+
+    /// Whether it has no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The product with a vector.
+    pub fn times(&self, x: &[f64]) -> Vec<f64> {
+        let n = self.len();
+        let mut y = vec![0.0; n];
+        for j in 0..n {
+            let column = &self.lower.col_as_slice(j)[j..];
+            y[j] += column[0] * x[j];
+            let mut sum = 0.0;
+            for (i, a) in column.iter().enumerate().skip(1) {
+                y[j + i] += a * x[j];
+                sum += a * x[j + i];
+            }
+            y[j] += sum;
+        }
+        y
+    }
+}
+
+/// The sum as it grows.
+pub struct Gram {
+    n: usize,
+    /// Tiles (i, j) of the lower triangle, j <= i, row by row.
+    tiles: Vec<(usize, usize, Mutex<Mat<f64>>)>,
+}
+
+impl Gram {
+    /// Nothing yet, of order `n`.
+    pub fn new(n: usize) -> Self {
+        let count = n.div_ceil(TILE);
+        let size = |i: usize| TILE.min(n - i * TILE);
+        let tiles = (0..count)
+            .flat_map(|i| (0..=i).map(move |j| (i, j)))
+            .map(|(i, j)| (i, j, Mutex::new(Mat::zeros(size(i), size(j)))))
+            .collect();
+        Self { n, tiles }
+    }
+
+    /// Adds the squares of panels; the number of operations. The order of sums does not depend on the threads.
+    pub fn add(&mut self, pool: &Pool, panels: &[Panel], weight: f64) -> f64 {
+        let values: Vec<f64> = panels.iter().flat_map(|p| &p.values).map(|&x| f64::from(x)).collect();
+        let rows = values.len() / self.n.max(1);
+        if rows == 0 {
+            return 0.0;
+        }
+        let a = MatRef::from_row_major_slice(&values, rows, self.n);
+        pool.map(self.tiles.len(), |t| {
+            let (i, j, tile) = &self.tiles[t];
+            let mut tile = tile.lock().unwrap_or_else(|e| e.into_inner());
+            let (h, w) = (tile.nrows(), tile.ncols());
+            let (left, right) = (a.subcols(i * TILE, h).transpose(), a.subcols(j * TILE, w));
+            if i == j {
+                use BlockStructure::{Rectangular, TriangularLower};
+                triangular(
+                    tile.as_mut(), TriangularLower, Accum::Add, left, Rectangular, right, Rectangular, weight, Par::Seq,
+                );
+            } else {
+                matmul(tile.as_mut(), Accum::Add, left, right, weight, Par::Seq);
+            }
+        });
+        rows as f64 * (self.n as f64).powi(2)
+    }
+
+    /// The sum.
+    pub fn finish(self) -> Symmetric {
+        let mut lower = Mat::zeros(self.n, self.n);
+        for (i, j, tile) in self.tiles {
+            let tile = tile.into_inner().unwrap_or_else(|e| e.into_inner());
+            lower.as_mut().submatrix_mut(i * TILE, j * TILE, tile.nrows(), tile.ncols()).copy_from(&tile);
+        }
+        Symmetric { lower }
+    }
+}

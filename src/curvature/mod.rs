@@ -1,0 +1,168 @@
+//! The Gauss-Newton curvature `J' J` of the data with respect to a map, explicitly, by reciprocity.
+//!
+//! The data of receiver `r` change with `alpha` at a cell `y` by the convolution of the source's field there with the
+//! response at `r` of an impulse at `y`, and that response is `alpha_r / alpha_y` times the one at `y` of an impulse at `r`:
+//!
+//! ```text
+//! d d_r(t) / d alpha_y = sum over n of  g_r,y(t - n - 1) (L p^n)_y,     g_r,y = alpha_r / alpha_y  g_y,r
+//! ```
+//!
+//! So the whole Jacobian of 5 x 70 traces follows from 75 simulations in place of 4,900. Fields hold nothing above some 55 Hz:
+//! they are kept at every eighth step, multiplied in frequency (`spectra.rs`), folded from the padding onto the map's edge
+//! cells, which it copies, brought back to time at every tenth sample (`traces.rs`), and squared at once: the Jacobian as a
+//! whole never exists. Its products are in f32, their sums `J' J` in f64 (`gram.rs`): the normal matrix stays that of a
+//! matrix within rounding of `J`, positive semidefinite to the last eigenvalue, where f32 sums would swamp the small ones.
+//!
+//! The gradient of an inversion comes from the exact adjoint, so what is approximate here (decimation, the padding's width)
+//! costs convergence speed and never accuracy.
+
+mod columns;
+mod gram;
+mod spectra;
+mod traces;
+
+pub use columns::Columns;
+pub use gram::Symmetric;
+
+use crate::wave::{CpuOptions, Propagator, build, cpu::schedule::Pool};
+use crate::{Mask, Model, Position, Result, Survey};
+use gram::Gram;
+use spectra::{Recorder, Spectra, Timing};
+use std::sync::Mutex;
+use std::time::Instant;
+
+/// How the curvature is computed.
+#[derive(Clone, Debug)]
+pub struct CurvatureOptions {
+    /// Worker threads; 0 takes one per core.
+    pub threads: usize,
+    /// Cells of the padding, on each side, whose share is taken into account.
+    pub margin: usize,
+    /// Steps between the rows of a trace.
+    pub every: f64,
+}
+
+impl Default for CurvatureOptions {
+    fn default() -> Self {
+        Self { threads: 0, margin: 48, every: 10.0 }
+    }
+}
+
+/// Seconds, summed over threads, and operations of the parts of one normal matrix.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Parts {
+    /// Simulations of the sources' and receivers' fields.
+    pub simulations: f64,
+    /// Transforms to frequency, products and transforms back.
+    pub products: f64,
+    /// The sums `J' J`.
+    pub gram: f64,
+    /// Floating-point operations of the sums.
+    pub gram_flops: f64,
+    /// Wall time of all.
+    pub wall: f64,
+}
+
+/// Computes normal matrices for one survey.
+pub struct Curvature {
+    survey: Survey,
+    /// A propagator of longer records: the fields must be whole beyond the last sample, see [`Timing`].
+    long: Box<dyn Propagator>,
+    pool: Pool,
+    margin: usize,
+    timing: Timing,
+}
+
+impl Curvature {
+    /// For a survey; errors when it makes no sense.
+    pub fn new(survey: &Survey, options: &CurvatureOptions) -> Result<Self> {
+        survey.validate()?;
+        let timing = Timing::new(survey, options.every);
+        let long = Survey { nt: timing.steps, ..survey.clone() };
+        let pool = Pool::new(options.threads);
+        let cpu = CpuOptions { threads: options.threads, ..CpuOptions::default() };
+        // the Laplacian at the margin's edge needs two cells more
+        let margin = options.margin.min(survey.sponge.saturating_sub(2));
+        Ok(Self { survey: survey.clone(), long: build(long, &cpu)?, pool, margin, timing })
+    }
+
+    /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
+    /// units squared per unknown squared. `vmin` is held.
+    pub fn normal_matrix(&self, model: &Model, mask: &Mask, columns: &Columns) -> Result<(Symmetric, Parts)> {
+        let begin = Instant::now();
+        let parts = Mutex::new(Parts::default());
+        let sources = self.sources(model, &parts)?;
+        let mut gram = Gram::new(columns.len());
+        let n = self.survey.receivers.len();
+        let chunk = 4 * self.pool.threads();
+        for first in (0..n).step_by(chunk) {
+            let count = chunk.min(n - first);
+            let panels = self.pool.map(count, |i| self.panel(model, mask, &sources, first + i, columns, &parts));
+            let panels = panels.into_iter().collect::<Result<Vec<_>>>()?;
+            let t = Instant::now();
+            let flops = gram.add(&self.pool, &panels, 1.0);
+            let mut p = parts.lock().unwrap_or_else(|e| e.into_inner());
+            p.gram += t.elapsed().as_secs_f64();
+            p.gram_flops += flops;
+        }
+        let mut h = gram.finish();
+        h.scale(self.timing.weight);
+        let mut parts = parts.into_inner().unwrap_or_else(|e| e.into_inner());
+        parts.wall = begin.elapsed().as_secs_f64();
+        Ok((h, parts))
+    }
+
+    /// Spectra of `L p` of every source over the region, ready to be multiplied with a receiver's.
+    fn sources(&self, model: &Model, parts: &Mutex<Parts>) -> Result<Vec<Spectra>> {
+        let of = |i: usize| -> Result<Spectra> {
+            let p = self.survey.sources[i];
+            let scale = (model.vp[[p.z, p.x]] * self.survey.dt).powi(2);
+            let wavelet: Vec<f64> = self.survey.wavelet.iter().map(|w| scale * w).collect();
+            let mut s = self.spectra(model, p, &wavelet, Recorder::Laplacian, parts)?;
+            s.rotate(&self.timing);
+            Ok(s)
+        };
+        self.pool.map(self.survey.sources.len(), of).into_iter().collect()
+    }
+
+    fn spectra(
+        &self,
+        model: &Model,
+        at: Position,
+        wavelet: &[f64],
+        what: Recorder,
+        parts: &Mutex<Parts>,
+    ) -> Result<Spectra> {
+        let begin = Instant::now();
+        let fields = spectra::record(&*self.long, model, at, wavelet, self.margin, what)?;
+        let simulated = begin.elapsed().as_secs_f64();
+        let s = Spectra::new(&self.survey, &self.timing, self.margin, &fields, what);
+        let mut p = parts.lock().unwrap_or_else(|e| e.into_inner());
+        p.simulations += simulated;
+        p.products += begin.elapsed().as_secs_f64() - simulated;
+        Ok(s)
+    }
+
+    /// The rows of one receiver's traces of all shots, over the columns.
+    fn panel(
+        &self,
+        model: &Model,
+        mask: &Mask,
+        sources: &[Spectra],
+        r: usize,
+        columns: &Columns,
+        parts: &Mutex<Parts>,
+    ) -> Result<traces::Panel> {
+        if !mask.live.column(r).iter().any(|&l| l) {
+            return Ok(traces::Panel::empty(columns.len()));
+        }
+        let green = self.spectra(model, self.survey.receivers[r], &self.timing.pulse, Recorder::Field, parts)?;
+        let begin = Instant::now();
+        let panel = traces::panel(&self.survey, &self.timing, model, mask, sources, &green, r, columns);
+        parts.lock().unwrap_or_else(|e| e.into_inner()).products += begin.elapsed().as_secs_f64();
+        Ok(panel)
+    }
+}
+
+#[cfg(test)]
+mod tests;
