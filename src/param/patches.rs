@@ -1,0 +1,122 @@
+//! Flat patches: connected areas of a map that share one change of velocity.
+
+use crate::curvature::Columns;
+use ndarray::Array2;
+
+/// A map's cells sorted into patches; as unknowns `x`, a map is a reference plus `x[label]` in every cell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patches {
+    /// Patch of every cell (nz, nx), numbered by their first cell, row by row.
+    pub labels: Array2<u32>,
+    /// Number of cells of every patch.
+    pub sizes: Vec<usize>,
+    /// Mean velocity of every patch in the map that they were found in, m/s.
+    pub means: Vec<f64>,
+}
+
+/// The areas of a map (nz, nx) in m/s that are connected, over the four neighbours, by steps below `step` m/s. The cells of
+/// an area of fewer than `min_area` cells become a patch each.
+pub fn patches(map: &Array2<f64>, step: f64, min_area: usize) -> Patches {
+    let (nz, nx) = map.dim();
+    let mut labels = Array2::from_elem((nz, nx), u32::MAX);
+    let mut next = 0;
+    for start in 0..nz * nx {
+        if labels[[start / nx, start % nx]] != u32::MAX {
+            continue;
+        }
+        let area = area(map, step, (start / nx, start % nx));
+        if area.len() < min_area {
+            // one each, in the order of their own first cells: only this one is known to come next
+            labels[[start / nx, start % nx]] = next;
+        } else {
+            area.iter().for_each(|&c| labels[c] = next);
+        }
+        next += 1;
+    }
+    Patches::new(labels, map)
+}
+
+/// The area that a cell belongs to.
+fn area(map: &Array2<f64>, step: f64, start: (usize, usize)) -> Vec<(usize, usize)> {
+    let mut seen = Array2::from_elem(map.dim(), false);
+    seen[start] = true;
+    let mut found = vec![start];
+    let mut at = 0;
+    while at < found.len() {
+        let (z, x) = found[at];
+        at += 1;
+        for next in [(z.wrapping_sub(1), x), (z + 1, x), (z, x.wrapping_sub(1)), (z, x + 1)] {
+            if let Some(v) = map.get(next)
+                && (v - map[(z, x)]).abs() < step
+                && !seen[next]
+            {
+                seen[next] = true;
+                found.push(next);
+            }
+        }
+    }
+    found
+}
+
+impl Patches {
+    /// Patches by their labels, which count from 0 without a gap.
+    fn new(labels: Array2<u32>, map: &Array2<f64>) -> Self {
+        let count = labels.iter().max().map_or(0, |&l| l as usize + 1);
+        let mut patches = Self { labels, sizes: vec![0; count], means: Vec::new() };
+        patches.labels.iter().for_each(|&l| patches.sizes[l as usize] += 1);
+        patches.means = patches.encode(map);
+        patches
+    }
+
+    /// One patch a row, for maps whose velocity depends on depth alone.
+    pub fn rows(map: &Array2<f64>) -> Self {
+        Self::new(Array2::from_shape_fn(map.dim(), |(z, _)| z as u32), map)
+    }
+
+    /// Number of patches.
+    pub fn len(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sizes.is_empty()
+    }
+
+    /// What the normal matrix is to be taken over.
+    pub fn columns(&self) -> Columns {
+        Columns::Groups { of: self.labels.iter().map(|&l| Some(l)).collect(), groups: self.len() }
+    }
+
+    /// The reference (nz, nx) with every patch changed by its unknown, m/s.
+    pub fn decode(&self, reference: &Array2<f64>, x: &[f64]) -> Array2<f64> {
+        let mut map = reference.clone();
+        map.zip_mut_with(&self.labels, |v, &l| *v += x[l as usize]);
+        map
+    }
+
+    /// The unknowns nearest to a change of the map: its mean over every patch. Undoes [`Self::decode`] of a zero reference.
+    pub fn encode(&self, change: &Array2<f64>) -> Vec<f64> {
+        let sums = self.pullback(change);
+        sums.iter().zip(&self.sizes).map(|(sum, &n)| sum / n as f64).collect()
+    }
+
+    /// The derivative with respect to the unknowns from that with respect to the cells, its sum over every patch: the
+    /// transpose of [`Self::decode`].
+    pub fn pullback(&self, gradient: &Array2<f64>) -> Vec<f64> {
+        let mut sums = vec![0.0; self.len()];
+        gradient.iter().zip(&self.labels).for_each(|(g, &l)| sums[l as usize] += g);
+        sums
+    }
+
+    /// A map with every patch at its mean.
+    pub fn flatten(&self, map: &Array2<f64>) -> Array2<f64> {
+        self.decode(&Array2::zeros(map.dim()), &self.encode(map))
+    }
+}
+
+/// A map with every patch at the multiple of `spacing` (m/s) that is nearest to its mean.
+pub fn round_values(map: &Array2<f64>, patches: &Patches, spacing: f64) -> Array2<f64> {
+    let values: Vec<f64> = patches.encode(map).iter().map(|v| (v / spacing).round() * spacing).collect();
+    patches.decode(&Array2::zeros(map.dim()), &values)
+}

@@ -1,0 +1,57 @@
+//! Penalties of the steps between neighbouring cells, which differ by one function of the step alone.
+
+use crate::Model;
+use faer::MatMut;
+use ndarray::Array2;
+
+/// A penalty of one step.
+pub(super) struct Penalty {
+    /// Its value.
+    pub value: f64,
+    /// Derivative over step: also the weight of the majoriser that touches here.
+    pub weight: f64,
+}
+
+/// Cells of every pair of neighbours, counted row by row, and whether the second lies below the first.
+pub(super) fn pairs((nz, nx): (usize, usize)) -> impl Iterator<Item = (usize, usize, bool)> {
+    (0..nz * nx).flat_map(move |i| {
+        let below = (i + nx < nz * nx).then_some((i, i + nx, true));
+        let beside = (i % nx + 1 < nx).then_some((i, i + 1, false));
+        below.into_iter().chain(beside)
+    })
+}
+
+/// Sum over all pairs of neighbours; `penalty` gets the step and whether it is one down.
+pub(super) fn value(m: &Model, penalty: impl Fn(f64, bool) -> Penalty) -> f64 {
+    let v = m.to_vec();
+    pairs(m.vp.dim()).map(|(i, j, down)| penalty(v[j] - v[i], down).value).sum()
+}
+
+/// Derivative of [`value`].
+pub(super) fn gradient(m: &Model, penalty: impl Fn(f64, bool) -> Penalty) -> Model {
+    let v = m.to_vec();
+    let mut g = vec![0.0; m.vp.len()];
+    for (i, j, down) in pairs(m.vp.dim()) {
+        let d = v[j] - v[i];
+        let slope = penalty(d, down).weight * d;
+        g[j] += slope;
+        g[i] -= slope;
+    }
+    over_cells(m, g)
+}
+
+/// Adds the majoriser's weights.
+pub(super) fn add_curvature(m: &Model, mut to: MatMut<'_, f64>, penalty: impl Fn(f64, bool) -> Penalty) {
+    let v = m.to_vec();
+    for (i, j, down) in pairs(m.vp.dim()) {
+        let weight = penalty(v[j] - v[i], down).weight;
+        to[(i, i)] += weight;
+        to[(j, j)] += weight;
+        to[(j, i)] -= weight;
+    }
+}
+
+/// A gradient over the cells of a model, none over `vmin`.
+pub(super) fn over_cells(m: &Model, g: Vec<f64>) -> Model {
+    Model { vp: Array2::from_shape_vec(m.vp.dim(), g).expect("one number a cell"), vmin: 0.0 }
+}

@@ -1,0 +1,49 @@
+//! Smoothed total variation: steps are paid by their size, so that a few large ones cost no more than many small ones.
+//! Rudin, Osher and Fatemi, Physica D 60, 1992.
+
+use super::{Regulariser, neighbours, neighbours::Penalty};
+use crate::Model;
+use faer::MatMut;
+
+/// `sum over pairs of neighbours of w (sqrt(d^2 + epsilon^2) - epsilon) / scale`, `d` their step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TotalVariation {
+    /// Step that costs one nat, m/s.
+    pub scale: f64,
+    /// Step below which the penalty is smooth, m/s.
+    pub epsilon: f64,
+    /// Weight of steps down.
+    pub down: f64,
+    /// Weight of steps across; 0 leaves the variation with depth alone.
+    pub across: f64,
+}
+
+impl TotalVariation {
+    fn penalty(&self, d: f64, down: bool) -> Penalty {
+        let w = (if down { self.down } else { self.across }) / self.scale;
+        let size = d.hypot(self.epsilon);
+        // (size - epsilon) without the cancellation at small steps
+        Penalty { value: w * d * d / (size + self.epsilon), weight: w / size }
+    }
+}
+
+impl Regulariser for TotalVariation {
+    fn describe(&self) -> String {
+        let Self { scale, epsilon, down, across } = self;
+        format!(
+            "total variation, a nat per {scale} m/s of step above {epsilon} m/s, weights {down} down, {across} across"
+        )
+    }
+
+    fn value(&self, m: &Model) -> f64 {
+        neighbours::value(m, |d, down| self.penalty(d, down))
+    }
+
+    fn gradient(&self, m: &Model) -> Model {
+        neighbours::gradient(m, |d, down| self.penalty(d, down))
+    }
+
+    fn add_curvature(&self, m: &Model, to: MatMut<'_, f64>) {
+        neighbours::add_curvature(m, to, |d, down| self.penalty(d, down));
+    }
+}
