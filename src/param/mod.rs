@@ -3,3 +3,6 @@
 mod patches;
 
 pub use patches::{Patches, patches, round_values};
+
+#[cfg(test)]
+mod tests;

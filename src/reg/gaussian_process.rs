@@ -40,7 +40,7 @@ impl Covariance {
     /// Errors, in one line, on numbers that make no covariance.
     pub fn validate(&self) -> Result<()> {
         let Self { sigma, length, white, mean_sigma, slope_sigma } = *self;
-        let fail = |what: String| Err(Error::Usage(format!("gaussian process: {what}")));
+        let fail = |what: String| Err(Error::Usage(format!("regulariser gaussian-process: {what}")));
         for (what, x) in [("sigma", sigma), ("length", length), ("white", white)] {
             if !(1e-6..1e6).contains(&x) {
                 return fail(format!("{what} must lie between 1e-6 and 1e6, not {x}"));
@@ -78,13 +78,15 @@ impl GaussianProcess {
         covariance.validate()?;
         let (nz, nx) = mean.dim();
         if nz == 0 || nx == 0 || !mean.iter().all(|v| v.is_finite()) {
-            return Err(Error::Usage(format!("gaussian process: the mean map ({nz} x {nx}) must be whole and finite")));
+            return Err(Error::Usage(format!(
+                "regulariser gaussian-process: the mean map ({nz} x {nx}) must be whole and finite"
+            )));
         }
         if let Some(f) = factors
             && (f.dim() != mean.dim() || !f.iter().all(|f| (1e-6..1e6).contains(f)))
         {
             return Err(Error::Usage(format!(
-                "gaussian process: the confidence map must be {nz} x {nx} with values between 1e-6 and 1e6"
+                "regulariser gaussian-process: the confidence map must be {nz} x {nx} with values between 1e-6 and 1e6"
             )));
         }
         let (lz, down) = eigen(nz, covariance.length)?;

@@ -7,12 +7,22 @@
 //! that is concave in `d^2` lies below its tangent in `d^2`.
 
 mod gaussian_process;
+mod hold;
 mod log_penalty;
 mod neighbours;
+mod snap;
+mod spec;
+mod tie_vmin;
+mod tikhonov;
 mod total_variation;
 
 pub use gaussian_process::{Covariance, Directions, GaussianProcess};
+pub use hold::Hold;
 pub use log_penalty::LogPenalty;
+pub use snap::Snap;
+pub use spec::{Mean, MeanMap, RegulariserSpec};
+pub use tie_vmin::TieVmin;
+pub use tikhonov::{Order, Tikhonov};
 pub use total_variation::TotalVariation;
 
 use crate::Model;
@@ -35,3 +45,5 @@ pub trait Regulariser: Send + Sync {
     fn add_curvature(&self, m: &Model, to: MatMut<'_, f64>);
 }
 
+#[cfg(test)]
+mod tests;
