@@ -26,7 +26,7 @@ pub fn patches(map: &Array2<f64>, step: f64, min_area: usize) -> Patches {
         }
         let area = area(map, step, (start / nx, start % nx));
         if area.len() < min_area {
-            // one each, in the order of their own first cells: only this one is known to come next
+            // its other cells come up later, each as a start of its own
             labels[[start / nx, start % nx]] = next;
         } else {
             area.iter().for_each(|&c| labels[c] = next);
@@ -88,7 +88,7 @@ impl Patches {
         Columns::Groups { of: self.labels.iter().map(|&l| Some(l)).collect(), groups: self.len() }
     }
 
-    /// The reference (nz, nx) with every patch changed by its unknown, m/s.
+    /// The reference (nz, nx) with every patch changed by its unknown, of [`Self::len`], m/s.
     pub fn decode(&self, reference: &Array2<f64>, x: &[f64]) -> Array2<f64> {
         let mut map = reference.clone();
         map.zip_mut_with(&self.labels, |v, &l| *v += x[l as usize]);

@@ -1,5 +1,5 @@
 //! A logarithmic penalty of steps: beyond its knee a step costs little more for being larger, so edges stay.
-//! The negative log of a Cauchy density; Geman and McClure's line of edge-preserving penalties.
+//! Hebert and Leahy, IEEE Trans. Medical Imaging 8, 1989.
 
 use super::{Regulariser, neighbours, neighbours::Penalty};
 use crate::Model;
