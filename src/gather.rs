@@ -47,6 +47,14 @@ impl Mask {
         self.nt <= shape.1 && self.live.dim() == (shape.0, shape.2)
     }
 
+    /// Zeroes the samples that do not count.
+    pub fn apply(&self, gather: &mut Gather) {
+        gather.data.slice_mut(s![.., self.nt.., ..]).fill(0.0);
+        for ((shot, r), _) in self.live.indexed_iter().filter(|(_, live)| !**live) {
+            gather.data.slice_mut(s![shot, .., r]).fill(0.0);
+        }
+    }
+
     /// Number of samples that count.
     pub fn samples(&self) -> usize {
         self.nt * self.live.iter().filter(|&&l| l).count()

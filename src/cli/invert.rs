@@ -67,6 +67,19 @@ struct Plan {
     settings: Settings,
 }
 
+/// The start, the errors expected of it and what the result tells of the prior.
+type Predicted = (Start, Option<Array2<f64>>, Option<serde_json::Value>);
+
+/// Where an inversion begins.
+struct Beginning {
+    start: Start,
+    confidence: Option<Array2<f64>>,
+    origin: Origin,
+}
+
+/// Least error that is believed of a prior, m/s.
+const LEAST_ERROR: f64 = 10.0;
+
 impl Args {
     fn plan(&self) -> Result<Plan> {
         let survey = Survey::openfwi();
@@ -91,16 +104,17 @@ impl Args {
     }
 
     /// The start of an inversion that begins, and what the result tells about it.
-    fn begin(&self, plan: &Plan) -> Result<(Start, Origin)> {
-        let (start, prior) = match (&plan.start, &plan.from) {
-            (None, StartFrom::Priors(names)) => self.predict(names, &plan.observed).map(|(s, said)| (s, Some(said)))?,
-            (start, _) => (start.clone().unwrap_or(Start::Gradient), None),
+    fn begin(&self, plan: &Plan) -> Result<Beginning> {
+        let name = plan.from.name();
+        let (start, confidence, prior) = match (&plan.start, &plan.from) {
+            (None, StartFrom::Priors(names)) => self.predict(names, &plan.observed)?,
+            (start, _) => (start.clone().unwrap_or(Start::Gradient), None, None),
         };
-        Ok((start, Origin { start: plan.from.name(), prior }))
+        Ok(Beginning { start, confidence, origin: Origin { start: name, prior } })
     }
 
     /// The start that priors predict, and what the result tells about them. They are gone before the inversion begins.
-    fn predict(&self, names: &[String], observed: &Observed) -> Result<(Start, serde_json::Value)> {
+    fn predict(&self, names: &[String], observed: &Observed) -> Result<Predicted> {
         let memory = memory_limit(self.engine.max_memory);
         let processes = memory.saturating_sub(BASE_BYTES);
         let opened = self.prior_options.open_for_start(names, self.engine.threads, memory, processes, self.quiet)?;
@@ -117,7 +131,8 @@ impl Args {
             "group": class.group.name(),
             "families": probabilities,
         });
-        Ok((Start::Map(prediction.velocity.mapv(f64::from)), said))
+        let confidence = prediction.error.as_ref().map(|e| e.mapv(|e| f64::from(e).max(LEAST_ERROR)));
+        Ok((Start::Map(prediction.velocity.mapv(f64::from)), confidence, Some(said)))
     }
 
     fn say(&self, text: &str) {
@@ -133,7 +148,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let propagator = args.engine.propagator(plan.survey.clone())?;
     let fine = args.engine.refined().map(|e| e.propagator(plan.survey.clone())).transpose()?;
     let signals = Signals::install()?;
-    let mut inversion = Inversion::new(&*propagator, &plan.observed, plan.settings.clone())?.cancel(&signals.stop);
+    let mut inversion = Inversion::new(&*propagator, &plan.observed, plan.settings.clone())?;
+    inversion = inversion.cancel(&signals.stop).threads(args.engine.threads);
     if let Some(truth) = &plan.truth {
         inversion = inversion.truth(truth)?;
     }
@@ -160,8 +176,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         dir.clear()?;
     }
     let (start, origin) = match begun {
-        Some((start, origin)) => {
+        Some(Beginning { start, confidence, origin }) => {
             dir.write_origin(&origin)?;
+            if let Some(deviations) = confidence {
+                inversion = inversion.confidence(deviations)?;
+            }
             (start, origin)
         }
         None => (Start::Gradient, dir.origin()),

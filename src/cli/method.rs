@@ -2,9 +2,10 @@
 
 use super::options::{parse_duration, parse_positive};
 use fwi::invert::{Settings, Stage, prior_schedule};
+use fwi::family::Recipe;
 use fwi::{Error, Result, Survey};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -31,6 +32,9 @@ pub struct Method {
     /// continuation, a short one from a prior, then l2]
     #[arg(long, value_name = "STAGES")]
     stages: Option<String>,
+    /// Stages from a recipe in a TOML file
+    #[arg(long, value_name = "FILE", conflicts_with = "stages")]
+    recipe: Option<PathBuf>,
     /// Smallest and largest velocity, m/s
     #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "1500,4500")]
     bounds: Vec<f64>,
@@ -58,6 +62,11 @@ impl Method {
             target_rms: until.target_rms,
             ..Settings::default()
         };
+        if let Some(path) = &self.recipe {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+            settings.stages = Recipe::parse(&text, survey.dt).map_err(|e| Error::input(path, e.to_string()))?.stages;
+            return Ok(settings);
+        }
         match &self.stages {
             Some(text) => settings.stages = Stage::parse_schedule(text)?,
             None if from_prior => settings.stages = prior_schedule(),

@@ -2,9 +2,11 @@
 
 mod classify;
 mod names;
+mod recipe;
 
 pub use classify::{ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, two_largest_patches};
 pub use names::Family;
+pub use recipe::{Recipe, RecipeStart};
 
 use crate::{Observed, Survey};
 use ndarray::s;

@@ -11,15 +11,21 @@
 mod batch;
 mod encoding;
 pub mod lbfgs;
+mod newton;
+mod newton_space;
 mod objective;
 mod outcome;
+mod rounding;
 mod run;
 mod stage;
 mod start;
 mod state;
 
 pub use batch::{Task, bytes_per_inversion, invert_many};
+pub use newton::Newton;
+pub use newton_space::Unknowns;
 pub use outcome::{Observer, Outcome, Progress, StageSummary, StopReason};
+pub use rounding::Round;
 pub use run::{Inversion, Settings};
 pub use stage::{Stage, Stall, Vmin, default_schedule, prior_schedule};
 pub use start::{Start, source_velocities};

@@ -188,7 +188,7 @@ impl Objective<'_> {
 
 impl EvaluationLimits<'_> {
     /// The very first evaluation is always allowed, so that there is something to hand back.
-    fn halt(&self, ledger: &Ledger, clock: &Clock) -> Option<Halt> {
+    pub fn halt(&self, ledger: &Ledger, clock: &Clock) -> Option<Halt> {
         if ledger.evaluations == 0 {
             return None;
         }

@@ -25,6 +25,11 @@ pub enum StopReason {
     },
     /// The gradient is zero in every direction that the bounds leave open.
     Converged,
+    /// All steps of the stage were taken.
+    Completed {
+        /// How many.
+        steps: u64,
+    },
     /// The evaluations allowed are spent.
     MaxEvals {
         /// How many were allowed, in the stage or in all.
@@ -52,6 +57,7 @@ impl fmt::Display for StopReason {
                 write!(f, "the misfit fell by only {:.2}% over {window} iterations", 100.0 * decrease)
             }
             Self::Converged => write!(f, "converged: the gradient is zero within the bounds"),
+            Self::Completed { steps } => write!(f, "all {steps} steps were taken"),
             Self::MaxEvals { limit } => write!(f, "all {limit} evaluations are spent"),
             Self::TimeLimit { seconds } => write!(f, "the time limit of {seconds} s is reached"),
             Self::Cancelled => write!(f, "stopped on request"),
@@ -79,6 +85,11 @@ pub struct StageSummary {
     pub data_rms: f64,
     /// Times that the L-BFGS memory was cleared.
     pub restarts: u64,
+    /// Normal matrices of Gauss-Newton steps.
+    pub normal_matrices: u64,
+    /// Whether flat patches were rounded at its end, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounded: Option<bool>,
     /// Why it ended.
     pub stop: StopReason,
 }
@@ -101,6 +112,10 @@ pub struct Outcome {
     pub evaluations: u64,
     /// Iterations in all.
     pub iterations: u64,
+    /// Normal matrices of Gauss-Newton steps in all.
+    pub normal_matrices: u64,
+    /// Wall time that they took, s.
+    pub curvature_seconds: f64,
     /// Wall time, s, that of runs before a resume included.
     pub seconds: f64,
     /// Why it ended.

@@ -10,12 +10,14 @@ use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::stage::{Stage, default_schedule};
 use super::start::{Start, source_velocities};
 use super::state::{At, Best, Ledger, State};
+use crate::curvature::{Curvature, CurvatureOptions};
 use crate::misfit::{Misfit, MisfitSpec};
 use crate::{Error, Observed, Propagator, Result};
 use argmin::core::{Problem, Solver, State as _, TerminationReason, TerminationStatus};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -73,6 +75,10 @@ pub struct Inversion<'a> {
     cancel: Option<&'a AtomicBool>,
     /// Cells (row by row) that are held, and their velocities.
     held: Vec<(usize, f64)>,
+    /// Standard deviations of the start, m/s.
+    confidence: Option<Array2<f64>>,
+    threads: usize,
+    curvature: OnceLock<Curvature>,
 }
 
 impl<'a> Inversion<'a> {
@@ -109,7 +115,19 @@ impl<'a> Inversion<'a> {
         s.stages.iter().try_for_each(|stage| stage.validate(survey.dt))?;
         let known = if s.pin_sources { source_velocities(survey, observed, s.bounds) } else { vec![] };
         let held = known.iter().map(|(p, v)| (p.z * survey.nx + p.x, *v)).collect();
-        Ok(Self { propagator, fine: None, own: None, observed, settings, truth: None, cancel: None, held })
+        Ok(Self {
+            propagator,
+            fine: None,
+            own: None,
+            observed,
+            settings,
+            truth: None,
+            cancel: None,
+            held,
+            confidence: None,
+            threads: 0,
+            curvature: OnceLock::new(),
+        })
     }
 
     /// Gives the true map (nz, nx), so that progress and outcome tell the mean absolute error. Errors on another shape.
@@ -138,6 +156,54 @@ impl<'a> Inversion<'a> {
         self
     }
 
+    /// Gives the standard deviations (nz, nx) of the start, m/s, for regularisers that ask for the prior's confidence.
+    /// Errors on another shape and on values that are not above zero.
+    pub fn confidence(mut self, deviations: Array2<f64>) -> Result<Self> {
+        let shape = self.propagator.survey().map_shape();
+        if deviations.dim() != shape || !deviations.iter().all(|v| v.is_finite() && *v > 0.0) {
+            let problem = format!("the start's standard deviations must be {} x {} numbers above 0", shape.0, shape.1);
+            return Err(Error::Usage(problem));
+        }
+        self.confidence = Some(deviations);
+        Ok(self)
+    }
+
+    /// Worker threads of normal matrices; 0, the default, takes one per core.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn data(&self) -> &'a Observed {
+        self.observed
+    }
+
+    pub(super) fn held(&self) -> &[(usize, f64)] {
+        &self.held
+    }
+
+    pub(super) fn truth_map(&self) -> Option<&'a Array2<f64>> {
+        self.truth
+    }
+
+    pub(super) fn cancel_flag(&self) -> Option<&'a AtomicBool> {
+        self.cancel
+    }
+
+    /// What computes normal matrices, made when it is first needed.
+    pub(super) fn curvature(&self) -> Result<&Curvature> {
+        if let Some(made) = self.curvature.get() {
+            return Ok(made);
+        }
+        let options = CurvatureOptions { threads: self.threads, ..CurvatureOptions::default() };
+        let made = Curvature::new(self.propagator.survey(), &options)?;
+        Ok(self.curvature.get_or_init(|| made))
+    }
+
     fn misfit(&self, stage: &Stage) -> Result<Box<dyn Misfit + 'a>> {
         match (stage.misfit, self.own) {
             (MisfitSpec::Own, Some(own)) => Ok(Box::new(own)),
@@ -146,7 +212,7 @@ impl<'a> Inversion<'a> {
     }
 
     /// The propagator of a stage.
-    fn engine(&self, stage: &Stage) -> &'a dyn Propagator {
+    pub(super) fn engine(&self, stage: &Stage) -> &'a dyn Propagator {
         self.fine.filter(|_| stage.refined).unwrap_or(self.propagator)
     }
 
@@ -166,6 +232,8 @@ impl<'a> Inversion<'a> {
             fingerprint: self.fingerprint(),
             stage: 0,
             start: model.clone(),
+            confidence: self.confidence.clone(),
+            step: 0,
             entry: Best { model, score: nan, misfit: nan, data_rms: nan },
             at: None,
             ledger: Ledger::default(),
@@ -191,13 +259,20 @@ impl<'a> Inversion<'a> {
         let clock = Clock { before: state.seconds, since: Instant::now() };
         let mut carried = None;
         loop {
-            let halt = self.run_stage(&mut state, carried.take(), clock, observer)?;
-            let best = state.ledger.best.take().unwrap_or_else(|| state.entry.clone());
+            let stage = &self.settings.stages[state.stage];
+            let halt = match &stage.newton {
+                Some(newton) => self.run_newton(&mut state, stage, newton, clock, observer)?,
+                None => self.run_stage(&mut state, carried.take(), clock, observer)?,
+            };
+            let mut best = state.ledger.best.take().unwrap_or_else(|| state.entry.clone());
+            let rounded = match &stage.round {
+                Some(round) if Self::may_round(&halt) => Some(self.round(&mut state, &mut best, stage, round)?),
+                _ => None,
+            };
             let (stop, all) = match halt {
                 Halt::Stage(stop) => (stop, false),
                 Halt::All(stop) => (stop, true),
             };
-            let stage = &self.settings.stages[state.stage];
             let next = self.settings.stages.get(state.stage + 1).filter(|next| next.continues(stage));
             let at = state.at.take();
             let (history, scale, restarts) =
@@ -206,12 +281,14 @@ impl<'a> Inversion<'a> {
             state.stages.push(StageSummary {
                 name: stage.name.clone(),
                 misfit: stage.misfit.to_string(),
-                iterations: history.len().saturating_sub(1) as u64,
+                iterations: if stage.newton.is_some() { state.step } else { history.len().saturating_sub(1) } as u64,
                 evaluations: state.ledger.stage_evaluations,
                 first_misfit: history.first().map_or(best.misfit, |first| first / scale),
                 last_misfit: best.misfit,
                 data_rms: best.data_rms,
                 restarts,
+                normal_matrices: std::mem::take(&mut state.ledger.stage_normal_matrices),
+                rounded,
                 stop: stop.clone(),
             });
             if all || state.stage + 1 == self.settings.stages.len() {
@@ -219,6 +296,7 @@ impl<'a> Inversion<'a> {
             }
             self.engine(stage).release();
             state.stage += 1;
+            state.step = 0;
             state.entry = best;
             state.ledger.stage_evaluations = 0;
         }
@@ -235,6 +313,8 @@ impl<'a> Inversion<'a> {
             misfit: best.misfit,
             evaluations: state.ledger.evaluations,
             iterations: state.ledger.iterations,
+            normal_matrices: state.ledger.normal_matrices,
+            curvature_seconds: state.ledger.curvature_seconds,
             seconds: clock.seconds(),
             stop,
             stages: state.stages,
@@ -399,7 +479,8 @@ impl<'a> Inversion<'a> {
     fn fingerprint(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         let s = &self.settings;
-        let paths: Vec<_> = s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin, g.refined)).collect();
+        let paths: Vec<_> =
+            s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin, g.refined, &g.newton, g.round)).collect();
         let o = self.observed;
         let engines = (self.propagator.arithmetic(), self.fine.map(|p| p.arithmetic()));
         let words =

@@ -1,5 +1,7 @@
 //! Stages as data: which misfit, for how long, with which freedom; and the default schedule.
 
+use super::newton::Newton;
+use super::rounding::Round;
 use crate::misfit::MisfitSpec;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -51,6 +53,12 @@ pub struct Stage {
     /// Runs on the propagator of [`Inversion::refine`](super::Inversion::refine), where one was given.
     #[serde(default)]
     pub refined: bool,
+    /// Gauss-Newton steps in place of L-BFGS; its misfit is least squares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newton: Option<Newton>,
+    /// Rounds flat patches at the end of the stage, where the data allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<Round>,
 }
 
 impl Stage {
@@ -65,13 +73,18 @@ impl Stage {
             smoothing: None,
             vmin: Vmin::Free,
             refined: false,
+            newton: None,
+            round: None,
         }
     }
 
     /// Whether this stage minimises the same function of the same variables as the one before (apart from rounding), so
     /// that what the optimiser learnt of it still holds.
     pub(super) fn continues(&self, before: &Self) -> bool {
-        (self.misfit, self.smoothing, self.vmin) == (before.misfit, before.smoothing, before.vmin)
+        self.newton.is_none()
+            && before.newton.is_none()
+            && before.round.is_none()
+            && (self.misfit, self.smoothing, self.vmin) == (before.misfit, before.smoothing, before.vmin)
     }
 
     /// Parses a schedule of the command line: misfits with optional evaluation limits, as in `lowpass:5@40,lowpass:10@40,l2`.
@@ -101,6 +114,15 @@ impl Stage {
         let fail = |what: String| Err(Error::Usage(format!("stage \"{}\": {what}", self.name)));
         if self.misfit != MisfitSpec::Own {
             self.misfit.build(dt)?;
+        }
+        if let Some(newton) = &self.newton {
+            if self.misfit != MisfitSpec::L2 || self.smoothing.is_some() {
+                return fail("Gauss-Newton takes neither a misfit besides l2 nor a smoothing".into());
+            }
+            newton.validate().or_else(|e| fail(e.to_string()))?;
+        }
+        if let Some(round) = &self.round {
+            round.validate().or_else(|e| fail(e.to_string()))?;
         }
         if self.max_evals == Some(0) {
             return fail("at least one evaluation is needed".into());

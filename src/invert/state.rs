@@ -6,6 +6,7 @@
 use super::lbfgs::Lbfgs;
 use super::outcome::StageSummary;
 use crate::{Error, Model, Result};
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -16,7 +17,11 @@ pub struct State {
     pub(super) fingerprint: u32,
     /// Where the inversion began.
     pub(super) start: Model,
+    /// Standard deviations of the start, m/s, where a prior tells them.
+    pub(super) confidence: Option<Array2<f64>>,
     pub(super) stage: usize,
+    /// Gauss-Newton steps taken in this stage.
+    pub(super) step: usize,
     /// The model that the stage began with, and what is known of it.
     pub(super) entry: Best,
     pub(super) at: Option<At>,
@@ -46,6 +51,9 @@ pub(super) struct Ledger {
     pub evaluations: u64,
     pub stage_evaluations: u64,
     pub iterations: u64,
+    pub normal_matrices: u64,
+    pub stage_normal_matrices: u64,
+    pub curvature_seconds: f64,
     pub best: Option<Best>,
 }
 
@@ -58,7 +66,7 @@ pub(super) struct Best {
     pub data_rms: f64,
 }
 
-const MAGIC: &[u8] = b"fwi state 1\n";
+const MAGIC: &[u8] = b"fwi state 2\n";
 const HEADER: usize = MAGIC.len() + 4 + 8;
 
 impl State {
@@ -128,6 +136,7 @@ impl State {
             && model(&self.start)
             && model(&self.entry.model)
             && self.ledger.best.as_ref().is_none_or(|b| model(&b.model))
+            && self.confidence.as_ref().is_none_or(|c| c.dim() == shape && c.iter().all(|v| v.is_finite()))
             && self.seconds >= 0.0
             && self.at.as_ref().is_none_or(|at| {
                 at.solver.fits(solver)

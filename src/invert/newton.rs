@@ -1,0 +1,330 @@
+//! Gauss-Newton stages: maximum a posteriori estimates under an assumed noise that is lowered from step to step.
+//!
+//! Every step minimises, over the unknowns, the linearised data with the regularisers as they are,
+//!
+//! ```text
+//! |r + J x|^2 / (2 s^2) + sum of R_i(m + x),
+//! ```
+//!
+//! with the whole normal matrix `J' J` ([`Curvature`]), the exact gradient `J' r`, and a few Newton steps on the majorised
+//! regularisers; then it goes as much of the way as lowers the true objective. A large noise `s` makes the first steps
+//! short and smooth: its lowering is the continuation that keeps an inversion out of other basins, as frequencies are for
+//! L-BFGS. `s` is an rms in the data's units; gathers of OpenFWI have 1e-5 of their own.
+
+use super::newton_space::{Space, Unknowns};
+use super::objective::{Clock, EvaluationLimits, Halt, mean_absolute_error};
+use super::outcome::{Observer, Progress, StopReason};
+use super::run::Inversion;
+use super::stage::{Stage, Vmin};
+use super::state::{Best, State};
+use crate::curvature::Symmetric;
+use crate::misfit::L2;
+use crate::reg::{Hold, Regulariser, RegulariserSpec, TieVmin};
+use crate::wave::Evaluation;
+use crate::{Error, Model, Result};
+use faer::linalg::solvers::Solve;
+use faer::{Mat, Side};
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+
+/// The Gauss-Newton part of a [`Stage`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Newton {
+    /// Assumed noise of the data, rms in their units: one step for each, in order.
+    pub noise: Vec<f64>,
+    /// What is solved for.
+    #[serde(default)]
+    pub unknowns: Unknowns,
+    /// Negative log priors of the map.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub regularisers: Vec<RegulariserSpec>,
+    /// Newton steps on the majorised regularisers within a step, at most; one is enough for quadratic ones.
+    #[serde(default = "inner")]
+    pub inner: usize,
+}
+
+fn inner() -> usize {
+    4
+}
+
+/// Standard deviation of a step of `vmin`, m/s.
+const VMIN_STEP: f64 = 50.0;
+/// Standard deviation of a tied `vmin` about the slowest cell, m/s.
+const TIE: f64 = 0.3;
+/// Standard deviation of the velocities that the first sample tells, m/s.
+const KNOWN: f64 = 0.1;
+/// Shares of a step that are tried.
+const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
+/// Mean change of an unknown, m/s, below which the inner steps have converged.
+const STILL: f64 = 0.02;
+/// Standard deviation of a start where no prior tells one, m/s.
+const DOUBT: f64 = 200.0;
+
+impl Newton {
+    /// Errors, in one line, on numbers that make no sense.
+    pub fn validate(&self) -> Result<()> {
+        if self.noise.is_empty() || !self.noise.iter().all(|s| (1e-9..1e6).contains(s)) {
+            return Err(Error::Usage(format!(
+                "Gauss-Newton needs at least one noise, each between 1e-9 and 1e6, not {:?}",
+                self.noise
+            )));
+        }
+        if self.inner == 0 || self.inner > 100 {
+            return Err(Error::Usage(format!("Gauss-Newton takes 1 to 100 inner steps, not {}", self.inner)));
+        }
+        self.regularisers.iter().try_for_each(|r| r.validate())?;
+        self.unknowns.validate(&self.regularisers)
+    }
+}
+
+/// The objective at a model.
+struct At {
+    model: Model,
+    cost: f64,
+    evaluation: Evaluation,
+}
+
+/// What a stage is made of.
+struct Problem<'a, 'i> {
+    inversion: &'a Inversion<'i>,
+    stage: &'a Stage,
+    newton: &'a Newton,
+    regularisers: Vec<Box<dyn Regulariser>>,
+    space: Space,
+    index: usize,
+    clock: Clock,
+}
+
+impl<'i> Inversion<'i> {
+    /// Runs a Gauss-Newton stage from `state.entry`, which moves along with every step.
+    pub(super) fn run_newton(
+        &self,
+        state: &mut State,
+        stage: &Stage,
+        newton: &Newton,
+        clock: Clock,
+        observer: &mut dyn Observer,
+    ) -> Result<Halt> {
+        let problem = Problem::new(self, stage, newton, state, clock)?;
+        let limits = self.limits(stage);
+        if state.step == 0 {
+            let mut from = state.entry.model.clone();
+            problem.space.prepare(&mut from);
+            state.entry.model = from;
+        }
+        let mut failed = 0;
+        while state.step < newton.noise.len() {
+            if let Some(halt) = limits.halt(&state.ledger, &clock) {
+                return Ok(halt);
+            }
+            let noise = newton.noise[state.step];
+            match problem.step(state, noise, &limits, observer)? {
+                Ok(true) => failed = 0,
+                Ok(false) => failed += 1,
+                Err(halt) => return Ok(halt),
+            }
+            state.step += 1;
+            state.seconds = clock.seconds();
+            observer.checkpoint(state)?;
+            let rms = state.entry.data_rms;
+            let reached = |t: Option<f64>| {
+                t.filter(|t| rms <= *t).map(|target| StopReason::TargetReached { rms, target })
+            };
+            if let Some(stop) = reached(self.settings().target_rms) {
+                return Ok(Halt::All(stop));
+            }
+            if let Some(stop) = reached(stage.target_rms) {
+                return Ok(Halt::Stage(stop));
+            }
+            if failed == 2 {
+                let why = "no share of two steps running lowers the objective".into();
+                return Ok(Halt::Stage(StopReason::LineSearch { why }));
+            }
+        }
+        Ok(Halt::Stage(StopReason::Completed { steps: newton.noise.len() as u64 }))
+    }
+
+    fn limits(&self, stage: &Stage) -> EvaluationLimits<'_> {
+        EvaluationLimits {
+            cancel: self.cancel_flag(),
+            time: self.settings().time_limit,
+            max_evals: self.settings().max_evals,
+            stage_max_evals: stage.max_evals,
+        }
+    }
+}
+
+impl<'a, 'i> Problem<'a, 'i> {
+    fn new(
+        inversion: &'a Inversion<'i>,
+        stage: &'a Stage,
+        newton: &'a Newton,
+        state: &State,
+        clock: Clock,
+    ) -> Result<Self> {
+        let shape = state.start.vp.dim();
+        let doubt;
+        let confidence = match &state.confidence {
+            Some(c) => c,
+            None => {
+                doubt = Array2::from_elem(shape, DOUBT);
+                &doubt
+            }
+        };
+        let mean = Some(&state.start.vp);
+        let mut regularisers = Vec::new();
+        for spec in &newton.regularisers {
+            regularisers.push(spec.build(shape, mean, Some(confidence))?);
+        }
+        let space = newton.unknowns.space(&state.entry.model, &newton.regularisers, mean, confidence)?;
+        if !inversion.held().is_empty() {
+            regularisers.push(Box::new(Hold::new(shape, inversion.held().to_vec(), KNOWN)?));
+        }
+        if stage.vmin == Vmin::Tied {
+            regularisers.push(Box::new(TieVmin { sigma: TIE }));
+        }
+        Ok(Self { inversion, stage, newton, regularisers, space, index: state.stage, clock })
+    }
+
+    /// One step from `state.entry`: whether the objective fell, or why nothing may be evaluated any more.
+    fn step(
+        &self,
+        state: &mut State,
+        noise: f64,
+        limits: &EvaluationLimits,
+        observer: &mut dyn Observer,
+    ) -> Result<std::result::Result<bool, Halt>> {
+        let from = self.evaluate(&state.entry.model.clone(), noise, state)?;
+        if !from.cost.is_finite() {
+            return Err(Error::Numerical(format!(
+                "the first model of stage \"{}\" cannot be evaluated",
+                self.stage.name
+            )));
+        }
+        let h = self.normal_matrix(&from.model, state)?;
+        let x = self.solve(&from, &h, noise)?;
+        let change = self.space.push(&x);
+        let mut taken = None;
+        for share in SHARES {
+            if let Some(halt) = limits.halt(&state.ledger, &self.clock) {
+                return Ok(Err(halt));
+            }
+            let trial = self.evaluate(&self.bounded(&from.model.plus(share, &change)), noise, state)?;
+            if trial.cost < from.cost {
+                taken = Some(trial);
+                break;
+            }
+        }
+        let fell = taken.is_some();
+        let to = taken.unwrap_or(from);
+        let largest = state.entry.model.vp.iter().zip(&to.model.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let (misfit, data_rms) = (to.evaluation.value, to.evaluation.data_rms);
+        let score = data_rms;
+        state.entry = Best { model: to.model, score, misfit, data_rms };
+        state.ledger.best = Some(state.entry.clone());
+        state.ledger.iterations += 1;
+        let pulled = self.space.pull(&to.evaluation.gradient);
+        observer.iteration(&Progress {
+            stage: self.index,
+            stage_name: &self.stage.name,
+            iteration: state.ledger.iterations,
+            evaluation: state.ledger.evaluations,
+            misfit,
+            data_rms,
+            gradient_norm: pulled.iter().map(|g| g * g).sum::<f64>().sqrt(),
+            step: largest,
+            mae: self.inversion.truth_map().map(|t| mean_absolute_error(t, &state.entry.model)),
+            seconds: self.clock.seconds(),
+        });
+        Ok(Ok(fell))
+    }
+
+    fn bounded(&self, m: &Model) -> Model {
+        let (low, high) = self.inversion.settings().bounds;
+        Model { vp: m.vp.mapv(|v| v.clamp(low, high)), vmin: m.vmin.clamp(low, high) }
+    }
+
+    /// A model that the scheme cannot compute costs infinitely much.
+    fn evaluate(&self, model: &Model, noise: f64, state: &mut State) -> Result<At> {
+        let one = std::slice::from_ref(model);
+        let observed = std::slice::from_ref(self.inversion.data());
+        let engine = self.inversion.engine(self.stage);
+        state.ledger.evaluations += 1;
+        state.ledger.stage_evaluations += 1;
+        let evaluation = match engine.misfit_and_gradient(one, observed, &L2) {
+            Ok(mut e) => e.pop().ok_or_else(|| Error::Numerical("the propagator returned no evaluation".into()))?,
+            Err(Error::Numerical(_)) => {
+                let gradient = Model::zeros(model.vp.dim());
+                Evaluation { value: f64::INFINITY, gradient, data_rms: f64::INFINITY }
+            }
+            Err(error) => return Err(error),
+        };
+        let prior: f64 = self.regularisers.iter().map(|r| r.value(model)).sum();
+        let cost = evaluation.value / noise.powi(2) + prior;
+        let cost = if cost.is_nan() { f64::INFINITY } else { cost };
+        Ok(At { model: model.clone(), cost, evaluation })
+    }
+
+    /// `J' J` over the unknowns and `vmin`, the last row.
+    fn normal_matrix(&self, model: &Model, state: &mut State) -> Result<Symmetric> {
+        let begin = std::time::Instant::now();
+        let curvature = self.inversion.curvature()?;
+        let mask = &self.inversion.data().mask;
+        let (cells, _) = curvature.normal_matrix(model, mask, &self.space.columns())?;
+        let n = cells.len();
+        let one = std::slice::from_ref(model);
+        let mut sponge = Model::zeros(model.vp.dim());
+        sponge.vmin = 1.0;
+        let engine = self.inversion.engine(self.stage);
+        let mut by_vmin = engine.born(one, &[sponge])?.remove(0);
+        mask.apply(&mut by_vmin);
+        let row = self.space.pull(&engine.adjoint(one, &[by_vmin])?.remove(0));
+        let mut lower = Mat::zeros(n + 1, n + 1);
+        for j in 0..n {
+            lower.col_as_slice_mut(j)[j..n].copy_from_slice(&cells.lower.col_as_slice(j)[j..]);
+            lower[(n, j)] = row[j];
+        }
+        lower[(n, n)] = row[n];
+        state.ledger.normal_matrices += 1;
+        state.ledger.stage_normal_matrices += 1;
+        state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
+        Ok(Symmetric { lower })
+    }
+
+    /// The unknowns' change that minimises the linearised data and the regularisers.
+    fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<Vec<f64>> {
+        let n = h.len();
+        let weight = noise.powi(-2);
+        let data: Vec<f64> = self.space.pull(&from.evaluation.gradient).iter().map(|g| g * weight).collect();
+        let mut x = vec![0.0; n];
+        for _ in 0..self.newton.inner {
+            let at = from.model.plus(1.0, &self.space.push(&x));
+            let mut matrix = self.space.curvature(&self.regularisers, &at);
+            for j in 0..n {
+                let to = &mut matrix.col_as_slice_mut(j)[j..];
+                to.iter_mut().zip(&h.lower.col_as_slice(j)[j..]).for_each(|(m, h)| *m += h * weight);
+            }
+            matrix[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
+            let mut gradient = h.times(&x);
+            gradient.iter_mut().zip(&data).for_each(|(g, d)| *g = *g * weight + d);
+            gradient[n - 1] += x[n - 1] / VMIN_STEP.powi(2);
+            for r in &self.regularisers {
+                let prior = self.space.pull(&r.gradient(&at));
+                gradient.iter_mut().zip(prior).for_each(|(g, p)| *g += p);
+            }
+            let factor = matrix.llt(Side::Lower).map_err(|_| {
+                let what = "the normal matrix is not positive definite; give the stage a regulariser";
+                Error::Numerical(format!("stage \"{}\": {what}", self.stage.name))
+            })?;
+            let mut step = Mat::from_fn(n, 1, |i, _| -gradient[i]);
+            factor.solve_in_place(step.as_mut());
+            let moved = (0..n).map(|i| step[(i, 0)].abs()).sum::<f64>() / n as f64;
+            x.iter_mut().enumerate().for_each(|(i, x)| *x += step[(i, 0)]);
+            if moved < STILL {
+                break;
+            }
+        }
+        Ok(x)
+    }
+}

@@ -1,0 +1,174 @@
+//! The spaces that Gauss-Newton steps are taken in: linear combinations of cells, and `vmin`.
+
+use crate::curvature::Columns;
+use crate::param::{Patches, patches};
+use crate::reg::{Directions, Regulariser, RegulariserSpec};
+use crate::{Error, Model, Result};
+use faer::Mat;
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+
+/// What a Gauss-Newton stage solves for, besides `vmin`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Unknowns {
+    /// Every cell.
+    #[default]
+    Cells,
+    /// One velocity a row.
+    Rows,
+    /// One velocity a flat patch of the map that the stage begins with.
+    Patches {
+        /// Largest step within a patch, m/s.
+        step: f64,
+        /// Cells of the smallest patch; those of smaller ones are unknowns of their own.
+        min_area: usize,
+    },
+    /// Principal directions of the stage's Gaussian process, its only regulariser.
+    Directions {
+        /// Share of the largest variance down to which directions count.
+        share: f64,
+    },
+}
+
+impl Unknowns {
+    /// Errors on numbers that make no sense, and on directions without the one process that they belong to.
+    pub fn validate(&self, regularisers: &[RegulariserSpec]) -> Result<()> {
+        let fail = |what: String| Err(Error::Usage(what));
+        match *self {
+            Self::Patches { step, min_area } if !(step > 0.0 && step < 1e6) || min_area == 0 => {
+                fail(format!("patches need a step above 0 m/s and at least one cell, not {step} and {min_area}"))
+            }
+            Self::Directions { share } if !(0.0..1.0).contains(&share) => {
+                fail(format!("the share of directions must lie between 0 and 1, not {share}"))
+            }
+            Self::Directions { .. } if !matches!(regularisers, [RegulariserSpec::GaussianProcess { .. }]) => {
+                fail("directions need a gaussian-process as the stage's one regulariser".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The space at the model that a stage begins with.
+    pub(super) fn space(
+        &self,
+        at: &Model,
+        regularisers: &[RegulariserSpec],
+        mean: Option<&Array2<f64>>,
+        confidence: &Array2<f64>,
+    ) -> Result<Space> {
+        Ok(match *self {
+            Self::Cells => Space::Cells(at.vp.dim()),
+            Self::Rows => Space::Patches(Patches::rows(&at.vp)),
+            Self::Patches { step, min_area } => Space::Patches(patches(&at.vp, step, min_area)),
+            Self::Directions { share } => {
+                let process = regularisers[0].gaussian_process(at.vp.dim(), mean, Some(confidence))?;
+                Space::Directions(process.directions(share))
+            }
+        })
+    }
+}
+
+/// Linear combinations of cells, with their transposes; `vmin` is the last unknown of every space.
+pub(super) enum Space {
+    Cells((usize, usize)),
+    Patches(Patches),
+    Directions(Directions),
+}
+
+impl Space {
+    /// What the normal matrix is taken over.
+    pub fn columns(&self) -> Columns {
+        match self {
+            Self::Cells((nz, nx)) => Columns::Cells { cells: nz * nx },
+            Self::Patches(p) => p.columns(),
+            Self::Directions(d) => d.columns(),
+        }
+    }
+
+    /// Makes a model one of the space's where that is no matter of taste: flat patches are flat.
+    pub fn prepare(&self, m: &mut Model) {
+        if let Self::Patches(p) = self {
+            m.vp = p.flatten(&m.vp);
+        }
+    }
+
+    /// The change of the model that a change of the unknowns makes.
+    pub fn push(&self, x: &[f64]) -> Model {
+        let (cells, vmin) = (&x[..x.len() - 1], x[x.len() - 1]);
+        let vp = match self {
+            Self::Cells(shape) => Array2::from_shape_vec(*shape, cells.to_vec()).expect("one unknown a cell"),
+            Self::Patches(p) => p.decode(&Array2::zeros(p.labels.dim()), cells),
+            Self::Directions(d) => d.apply(cells),
+        };
+        Model { vp, vmin }
+    }
+
+    /// The derivative by the unknowns from that by the model: the transpose of [`Space::push`].
+    pub fn pull(&self, g: &Model) -> Vec<f64> {
+        let mut x = match self {
+            Self::Cells(_) => g.vp.iter().copied().collect(),
+            Self::Patches(p) => p.pullback(&g.vp),
+            Self::Directions(d) => d.transpose(&g.vp),
+        };
+        x.push(g.vmin);
+        x
+    }
+
+    /// The curvature of the regularisers over the unknowns: its lower triangle counts. In principal directions the first
+    /// one is the process that they belong to, whose curvature there is the identity.
+    pub fn curvature(&self, regularisers: &[Box<dyn Regulariser>], at: &Model) -> Mat<f64> {
+        let n = at.vp.len() + 1;
+        let dense = |regularisers: &[Box<dyn Regulariser>]| {
+            let mut a = Mat::zeros(n, n);
+            regularisers.iter().for_each(|r| r.add_curvature(at, a.as_mut()));
+            a
+        };
+        match self {
+            Self::Cells(_) => dense(regularisers),
+            Self::Patches(p) => {
+                let a = dense(regularisers);
+                let mut label: Vec<usize> = p.labels.iter().map(|&l| l as usize).collect();
+                label.push(p.len());
+                let mut b = Mat::zeros(p.len() + 1, p.len() + 1);
+                for j in 0..n {
+                    for (i, &v) in a.col_as_slice(j).iter().enumerate().skip(j).filter(|(_, v)| **v != 0.0) {
+                        let (k, l) = (label[i].max(label[j]), label[i].min(label[j]));
+                        // both halves of a pair within one patch count
+                        b[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
+                    }
+                }
+                b
+            }
+            Self::Directions(d) => {
+                let mut b = Mat::identity(d.len() + 1, d.len() + 1);
+                b[(d.len(), d.len())] = 0.0;
+                add_sparse(&mut b, self, &dense(&regularisers[1..]), at.vp.dim());
+                b
+            }
+        }
+    }
+}
+
+/// Adds `B' A B` for an `A` with few entries.
+fn add_sparse(to: &mut Mat<f64>, space: &Space, a: &Mat<f64>, shape: (usize, usize)) {
+    let unit = |i: usize| {
+        let mut g = Model::zeros(shape);
+        match g.vp.as_slice_mut().expect("row by row").get_mut(i) {
+            Some(v) => *v = 1.0,
+            None => g.vmin = 1.0,
+        }
+        space.pull(&g)
+    };
+    for j in 0..a.ncols() {
+        for (i, &v) in a.col_as_slice(j).iter().enumerate().skip(j).filter(|(_, v)| **v != 0.0) {
+            let (left, right) = (unit(i), unit(j));
+            for l in 0..to.ncols() {
+                for k in l..to.nrows() {
+                    let pair = left[k] * right[l] + if i != j { right[k] * left[l] } else { 0.0 };
+                    to[(k, l)] += v * pair;
+                }
+            }
+        }
+    }
+}
