@@ -27,7 +27,8 @@ pub use gram::Symmetric;
 use crate::wave::{CpuOptions, Propagator, build, cpu::schedule::Pool};
 use crate::{Mask, Model, Position, Result, Survey};
 use gram::Gram;
-use spectra::{Recorder, Spectra, Timing};
+use spectra::{Block, Fields, Recorder, Timing};
+use traces::Panel;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -113,34 +114,31 @@ impl Curvature {
     }
 
     /// Spectra of `L p` of every source over the region, ready to be multiplied with a receiver's.
-    fn sources(&self, model: &Model, parts: &Mutex<Parts>) -> Result<Vec<Spectra>> {
-        let of = |i: usize| -> Result<Spectra> {
+    fn sources(&self, model: &Model, parts: &Mutex<Parts>) -> Result<Vec<Vec<Block>>> {
+        let of = |i: usize| -> Result<Vec<Block>> {
             let p = self.survey.sources[i];
             let scale = (model.vp[[p.z, p.x]] * self.survey.dt).powi(2);
             let wavelet: Vec<f64> = self.survey.wavelet.iter().map(|w| scale * w).collect();
-            let mut s = self.spectra(model, p, &wavelet, Recorder::Laplacian, parts)?;
-            s.rotate(&self.timing);
-            Ok(s)
+            let fields = self.record(model, p, &wavelet, Recorder::Laplacian, parts)?;
+            let mut blocks: Vec<Block> = fields.blocks(&self.timing).collect();
+            blocks.iter_mut().for_each(|b| b.rotate(&self.timing));
+            Ok(blocks)
         };
         self.pool.map(self.survey.sources.len(), of).into_iter().collect()
     }
 
-    fn spectra(
+    fn record(
         &self,
         model: &Model,
         at: Position,
         wavelet: &[f64],
         what: Recorder,
         parts: &Mutex<Parts>,
-    ) -> Result<Spectra> {
+    ) -> Result<Fields> {
         let begin = Instant::now();
         let fields = spectra::record(&*self.long, model, at, wavelet, self.margin, what)?;
-        let simulated = begin.elapsed().as_secs_f64();
-        let s = Spectra::new(&self.survey, &self.timing, self.margin, &fields, what);
-        let mut p = parts.lock().unwrap_or_else(|e| e.into_inner());
-        p.simulations += simulated;
-        p.products += begin.elapsed().as_secs_f64() - simulated;
-        Ok(s)
+        parts.lock().unwrap_or_else(|e| e.into_inner()).simulations += begin.elapsed().as_secs_f64();
+        Ok(fields)
     }
 
     /// The rows of one receiver's traces of all shots, over the columns.
@@ -148,15 +146,15 @@ impl Curvature {
         &self,
         model: &Model,
         mask: &Mask,
-        sources: &[Spectra],
+        sources: &[Vec<Block>],
         r: usize,
         columns: &Columns,
         parts: &Mutex<Parts>,
-    ) -> Result<traces::Panel> {
+    ) -> Result<Panel> {
         if !mask.live.column(r).iter().any(|&l| l) {
-            return Ok(traces::Panel::empty(columns.len()));
+            return Ok(Panel { values: vec![] });
         }
-        let green = self.spectra(model, self.survey.receivers[r], &self.timing.pulse, Recorder::Field, parts)?;
+        let green = self.record(model, self.survey.receivers[r], &self.timing.pulse, Recorder::Field, parts)?;
         let begin = Instant::now();
         let panel = traces::panel(&self.survey, &self.timing, model, mask, sources, &green, r, columns);
         parts.lock().unwrap_or_else(|e| e.into_inner()).products += begin.elapsed().as_secs_f64();

@@ -16,7 +16,7 @@ const LEVEL: usize = 8;
 const PULSE: f64 = 1.0;
 
 /// Share of its peak below which the wavelet's spectrum is left out.
-const BAND: f64 = 5e-5;
+const BAND: f64 = 5e-4;
 
 /// The steps, levels, frequencies and rows of the computation.
 pub struct Timing {
@@ -136,7 +136,7 @@ pub fn record(
     wavelet: &[f64],
     margin: usize,
     what: Recorder,
-) -> Result<Vec<f32>> {
+) -> Result<Fields> {
     let survey = propagator.survey();
     let (rows, cols) = (survey.nz + 2 * margin, survey.nx + 2 * margin);
     let levels = survey.nt.div_ceil(LEVEL);
@@ -165,44 +165,65 @@ pub fn record(
             }
         }
     })?;
-    Ok(fields.into_inner().unwrap_or_else(|e| e.into_inner()))
+    let values = fields.into_inner().unwrap_or_else(|e| e.into_inner());
+    Ok(Fields { margin, cols, rows, levels, what, values })
 }
 
-/// Spectra over the region: `values[k * cells + cell]` real, `values[(frequencies + k) * cells + cell]` imaginary.
-pub struct Spectra {
-    /// Cells around the map.
-    pub margin: usize,
-    /// Columns of the region.
-    pub cols: usize,
-    /// Cells of the region.
+/// Rows of the region that are transformed at a time: their spectra stay in the second-level cache.
+const BLOCK: usize = 4;
+
+/// Spectra of some rows of the region: `values[k * cells + cell]` real, `values[(frequencies + k) * cells + cell]` imaginary.
+pub struct Block {
+    /// First row of the region.
+    pub row: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Cells of all rows.
     pub cells: usize,
     /// See above.
     pub values: Vec<f32>,
 }
 
-impl Spectra {
-    /// Of the levels of a field.
-    pub fn new(survey: &Survey, timing: &Timing, margin: usize, fields: &[f32], what: Recorder) -> Self {
-        let cols = survey.nx + 2 * margin;
-        let cells = (survey.nz + 2 * margin) * cols;
-        let levels = fields.len() / cells;
-        let n = 2 * timing.frequencies;
-        let transform = match what {
+/// The levels of one source's field over the region.
+pub struct Fields {
+    /// Cells around the map.
+    pub margin: usize,
+    /// Columns of the region.
+    pub cols: usize,
+    rows: usize,
+    levels: usize,
+    what: Recorder,
+    values: Vec<f32>,
+}
+
+impl Fields {
+    /// The spectra, block by block.
+    pub fn blocks<'a>(&'a self, timing: &'a Timing) -> impl Iterator<Item = Block> + 'a {
+        (0..self.rows).step_by(BLOCK).map(move |row| self.block(timing, row))
+    }
+
+    fn block(&self, timing: &Timing, row: usize) -> Block {
+        let rows = BLOCK.min(self.rows - row);
+        let (cells, all, n) = (rows * self.cols, self.rows * self.cols, 2 * timing.frequencies);
+        let transform = match self.what {
             Recorder::Laplacian => &timing.source_transform,
             Recorder::Field => &timing.green_transform,
         };
+        let levels = MatRef::from_row_major_slice(&self.values, self.levels, all).subcols(row * self.cols, cells);
         let mut values = vec![0.0f32; n * cells];
         matmul(
             MatMut::from_row_major_slice_mut(&mut values, n, cells),
             Accum::Replace,
-            MatRef::from_row_major_slice(transform, n, levels),
-            MatRef::from_row_major_slice(fields, levels, cells),
+            MatRef::from_row_major_slice(transform, n, self.levels),
+            levels,
             1.0f32,
             Par::Seq,
         );
-        Self { margin, cols, cells, values }
+        Block { row, rows, cells, values }
     }
+}
 
+impl Block {
     /// Multiplies every frequency by its factor.
     pub fn rotate(&mut self, timing: &Timing) {
         let (re, im) = self.values.split_at_mut(timing.frequencies * self.cells);

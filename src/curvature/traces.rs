@@ -1,24 +1,15 @@
 //! From the spectra of a receiver and of all sources to the rows of the Jacobian.
 
 use super::columns::Columns;
-use super::spectra::{Spectra, Timing};
+use super::spectra::{Block, Fields, Timing};
 use crate::{Mask, Model, Survey};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-/// Some rows of the Jacobian, row-major.
+/// Some rows of the Jacobian over the columns, one after the other.
 pub struct Panel {
-    /// Number of columns.
-    pub columns: usize,
-    /// The rows, one after the other.
+    /// The rows.
     pub values: Vec<f32>,
-}
-
-impl Panel {
-    /// No rows.
-    pub fn empty(columns: usize) -> Self {
-        Self { columns, values: vec![] }
-    }
 }
 
 /// Share of a trace's largest entry below which its first rows, before any arrival, are left out.
@@ -31,8 +22,8 @@ pub fn panel(
     timing: &Timing,
     model: &Model,
     mask: &Mask,
-    sources: &[Spectra],
-    green: &Spectra,
+    sources: &[Vec<Block>],
+    green: &Fields,
     r: usize,
     columns: &Columns,
 ) -> Panel {
@@ -40,18 +31,26 @@ pub fn panel(
     let p = survey.receivers[r];
     let alpha = (model.vp[[p.z, p.x]] * survey.dt / survey.dx).powi(2);
     let scale: Vec<f32> = model.vp.iter().map(|v| (2.0 * alpha / v) as f32).collect();
-    let mut product = vec![0.0f32; 2 * timing.frequencies * n];
+    let mut products = vec![0.0f32; sources.len() * 2 * timing.frequencies * n];
+    for (b, block) in green.blocks(timing).enumerate() {
+        for (shot, product) in products.chunks_exact_mut(2 * timing.frequencies * n).enumerate() {
+            if mask.live[[shot, r]] {
+                multiply(survey, timing.frequencies, &sources[shot][b], &block, green.margin, product);
+                own_term(survey, timing, green, &block, shot, product);
+            }
+        }
+    }
     let mut trace = vec![0.0f32; timing.rows * n];
-    let mut out = Panel::empty(columns.len());
-    for (shot, source) in sources.iter().enumerate().filter(|(s, _)| mask.live[[*s, r]]) {
-        product.fill(0.0);
-        multiply(survey, timing.frequencies, source, green, &mut product);
-        own_term(survey, timing, green, shot, &mut product);
+    let mut out = Panel { values: vec![] };
+    for (shot, product) in products.chunks_exact(2 * timing.frequencies * n).enumerate() {
+        if !mask.live[[shot, r]] {
+            continue;
+        }
         matmul(
             MatMut::from_row_major_slice_mut(&mut trace, timing.rows, n),
             Accum::Replace,
             MatRef::from_row_major_slice(&timing.inverse, timing.rows, 2 * timing.frequencies),
-            MatRef::from_row_major_slice(&product, 2 * timing.frequencies, n),
+            MatRef::from_row_major_slice(product, 2 * timing.frequencies, n),
             1.0f32,
             Par::Seq,
         );
@@ -66,20 +65,20 @@ pub fn panel(
 }
 
 /// Adds the products of two spectra, folded from the region onto the map.
-fn multiply(survey: &Survey, frequencies: usize, a: &Spectra, b: &Spectra, out: &mut [f32]) {
-    let (n, m, cols) = (survey.nz * survey.nx, a.margin, a.cols);
+fn multiply(survey: &Survey, frequencies: usize, a: &Block, b: &Block, margin: usize, out: &mut [f32]) {
+    let (n, m, cols) = (survey.nz * survey.nx, margin, survey.nx + 2 * margin);
     let (ar, ai) = a.values.split_at(frequencies * a.cells);
     let (br, bi) = b.values.split_at(frequencies * a.cells);
     let (re, im) = out.split_at_mut(frequencies * n);
     for k in 0..frequencies {
         let (re, im) = (&mut re[k * n..][..n], &mut im[k * n..][..n]);
-        for z in 0..survey.nz + 2 * m {
+        for z in 0..a.rows {
             let at = k * a.cells + z * cols;
             let row = |x: std::ops::Range<usize>| {
                 let x = at + x.start..at + x.end;
                 (&ar[x.clone()], &ai[x.clone()], &br[x.clone()], &bi[x])
             };
-            let to = z.saturating_sub(m).min(survey.nz - 1) * survey.nx;
+            let to = (a.row + z).saturating_sub(m).min(survey.nz - 1) * survey.nx;
             let (left, right) = (sum(row(0..m)), sum(row(m + survey.nx..cols)));
             let (ar, ai, br, bi) = row(m..m + survey.nx);
             let (re, im) = (&mut re[to..][..survey.nx], &mut im[to..][..survey.nx]);
@@ -119,14 +118,15 @@ fn sum((ar, ai, br, bi): (&[f32], &[f32], &[f32], &[f32])) -> (f32, f32) {
 
 /// What the source cell adds by scaling the wavelet with `(v dt)^2`: in the units of the other products, `dx^2` times the
 /// receiver's response there to the wavelet.
-fn own_term(survey: &Survey, timing: &Timing, green: &Spectra, shot: usize, out: &mut [f32]) {
+fn own_term(survey: &Survey, timing: &Timing, green: &Fields, block: &Block, shot: usize, out: &mut [f32]) {
     let p = survey.sources[shot];
+    let Some(row) = (p.z + green.margin).checked_sub(block.row).filter(|row| *row < block.rows) else { return };
     let n = survey.nz * survey.nx;
-    let cell = (p.z + green.margin) * green.cols + p.x + green.margin;
+    let cell = row * green.cols + p.x + green.margin;
     let area = survey.dx * survey.dx;
     for (k, &(c, d)) in timing.wavelet.iter().enumerate() {
-        let (a, b) = (green.values[k * green.cells + cell], green.values[(timing.frequencies + k) * green.cells + cell]);
-        let (a, b) = (f64::from(a) * area, f64::from(b) * area);
+        let (re, im) = (k * block.cells + cell, (timing.frequencies + k) * block.cells + cell);
+        let (a, b) = (f64::from(block.values[re]) * area, f64::from(block.values[im]) * area);
         out[k * n + p.z * survey.nx + p.x] += (a * c - b * d) as f32;
         out[(timing.frequencies + k) * n + p.z * survey.nx + p.x] += (a * d + b * c) as f32;
     }
