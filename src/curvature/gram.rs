@@ -90,7 +90,15 @@ impl Gram {
             if i == j {
                 use BlockStructure::{Rectangular, TriangularLower};
                 triangular(
-                    tile.as_mut(), TriangularLower, Accum::Add, left, Rectangular, right, Rectangular, weight, Par::Seq,
+                    tile.as_mut(),
+                    TriangularLower,
+                    Accum::Add,
+                    left,
+                    Rectangular,
+                    right,
+                    Rectangular,
+                    weight,
+                    Par::Seq,
                 );
             } else {
                 matmul(tile.as_mut(), Accum::Add, left, right, weight, Par::Seq);

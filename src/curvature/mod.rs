@@ -17,6 +17,7 @@
 //! costs convergence speed and never accuracy.
 
 mod columns;
+mod fields;
 mod gram;
 mod spectra;
 mod traces;
@@ -26,18 +27,19 @@ pub use gram::Symmetric;
 
 use crate::wave::{CpuOptions, Propagator, build, cpu::schedule::Pool};
 use crate::{Mask, Model, Position, Result, Survey};
+use fields::{Fields, Recorder, Region};
 use gram::Gram;
-use spectra::{Block, Fields, Recorder, Timing};
-use traces::Panel;
+use spectra::{Block, Timing};
 use std::sync::Mutex;
 use std::time::Instant;
+use traces::{Panel, Traces};
 
 /// How the curvature is computed.
 #[derive(Clone, Debug)]
 pub struct CurvatureOptions {
     /// Worker threads; 0 takes one per core.
     pub threads: usize,
-    /// Cells of the padding, on each side, whose share is taken into account.
+    /// Cells of the padding, on each side, whose share is taken into account; more than there are takes all.
     pub margin: usize,
     /// Steps between the rows of a trace.
     pub every: f64,
@@ -45,7 +47,7 @@ pub struct CurvatureOptions {
 
 impl Default for CurvatureOptions {
     fn default() -> Self {
-        Self { threads: 0, margin: 118, every: 10.0 }
+        Self { threads: 0, margin: usize::MAX, every: 10.0 }
     }
 }
 
@@ -70,7 +72,7 @@ pub struct Curvature {
     /// A propagator of longer records: the fields must be whole beyond the last sample, see [`Timing`].
     long: Box<dyn Propagator>,
     pool: Pool,
-    margin: usize,
+    region: Region,
     timing: Timing,
 }
 
@@ -82,9 +84,8 @@ impl Curvature {
         let long = Survey { nt: timing.steps, ..survey.clone() };
         let pool = Pool::new(options.threads);
         let cpu = CpuOptions { threads: options.threads, ..CpuOptions::default() };
-        // the Laplacian at the margin's edge needs two cells more
-        let margin = options.margin.min(survey.sponge.saturating_sub(2));
-        Ok(Self { survey: survey.clone(), long: build(long, &cpu)?, pool, margin, timing })
+        let region = Region::new(survey, options.margin);
+        Ok(Self { survey: survey.clone(), long: build(long, &cpu)?, pool, region, timing })
     }
 
     /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
@@ -93,12 +94,14 @@ impl Curvature {
         let begin = Instant::now();
         let parts = Mutex::new(Parts::default());
         let sources = self.sources(model, &parts)?;
+        let (survey, timing, region) = (&self.survey, &self.timing, &self.region);
+        let traces = Traces { survey, timing, region, model, mask, columns, sources };
         let mut gram = Gram::new(columns.len());
         let n = self.survey.receivers.len();
         let chunk = 4 * self.pool.threads();
         for first in (0..n).step_by(chunk) {
             let count = chunk.min(n - first);
-            let panels = self.pool.map(count, |i| self.panel(model, mask, &sources, first + i, columns, &parts));
+            let panels = self.pool.map(count, |i| self.panel(&traces, first + i, &parts));
             let panels = panels.into_iter().collect::<Result<Vec<_>>>()?;
             let t = Instant::now();
             let flops = gram.add(&self.pool, &panels, 1.0);
@@ -119,8 +122,8 @@ impl Curvature {
             let p = self.survey.sources[i];
             let scale = (model.vp[[p.z, p.x]] * self.survey.dt).powi(2);
             let wavelet: Vec<f64> = self.survey.wavelet.iter().map(|w| scale * w).collect();
-            let fields = self.record(model, p, &wavelet, Recorder::Laplacian, parts)?;
-            let mut blocks: Vec<Block> = fields.blocks(&self.timing).collect();
+            let fields = self.record(model, (p, &wavelet), Recorder::Laplacian, parts)?;
+            let mut blocks: Vec<Block> = spectra::blocks(&fields, &self.region, &self.timing).collect();
             blocks.iter_mut().for_each(|b| b.rotate(&self.timing));
             Ok(blocks)
         };
@@ -130,33 +133,25 @@ impl Curvature {
     fn record(
         &self,
         model: &Model,
-        at: Position,
-        wavelet: &[f64],
+        source: (Position, &[f64]),
         what: Recorder,
         parts: &Mutex<Parts>,
     ) -> Result<Fields> {
         let begin = Instant::now();
-        let fields = spectra::record(&*self.long, model, at, wavelet, self.margin, what)?;
+        let fields = fields::record(&*self.long, model, source, spectra::LEVEL, &self.region, what)?;
         parts.lock().unwrap_or_else(|e| e.into_inner()).simulations += begin.elapsed().as_secs_f64();
         Ok(fields)
     }
 
     /// The rows of one receiver's traces of all shots, over the columns.
-    fn panel(
-        &self,
-        model: &Model,
-        mask: &Mask,
-        sources: &[Vec<Block>],
-        r: usize,
-        columns: &Columns,
-        parts: &Mutex<Parts>,
-    ) -> Result<Panel> {
-        if !mask.live.column(r).iter().any(|&l| l) {
+    fn panel(&self, traces: &Traces, r: usize, parts: &Mutex<Parts>) -> Result<Panel> {
+        if !traces.mask.live.column(r).iter().any(|&l| l) {
             return Ok(Panel { values: vec![] });
         }
-        let green = self.record(model, self.survey.receivers[r], &self.timing.pulse, Recorder::Field, parts)?;
+        let pulse = (self.survey.receivers[r], &self.timing.pulse[..]);
+        let green = self.record(traces.model, pulse, Recorder::Field, parts)?;
         let begin = Instant::now();
-        let panel = traces::panel(&self.survey, &self.timing, model, mask, sources, &green, r, columns);
+        let panel = traces.panel(&green, r);
         parts.lock().unwrap_or_else(|e| e.into_inner()).products += begin.elapsed().as_secs_f64();
         Ok(panel)
     }

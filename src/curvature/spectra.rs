@@ -1,15 +1,13 @@
-//! Fields around the map, kept at every few steps, and their spectra.
+//! Spectra of fields that are kept at every few steps.
 
-use crate::wave::Propagator;
-use crate::{Model, Position, Result, Survey};
+use super::fields::{Fields, Recorder, Region};
+use crate::Survey;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use ndarray::{ArrayView2, s};
 use std::f64::consts::TAU;
-use std::sync::Mutex;
 
 /// Steps between the kept levels of a field: 62 Hz at 1 ms, above all that the wavelet holds.
-const LEVEL: usize = 8;
+pub const LEVEL: usize = 8;
 
 /// Standard deviation of the receivers' Gaussian pulse, in levels: it leaves a thousandth at half the levels' rate, so that
 /// nothing folds back into the band, and a fiftieth at the band's end, which is divided out.
@@ -119,56 +117,6 @@ fn band_end(survey: &Survey, period: usize) -> usize {
     all.iter().rposition(|&p| p >= BAND * peak).unwrap_or(highest)
 }
 
-/// What of a field is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recorder {
-    /// The field.
-    Field,
-    /// `L p`: 4/3 of the near neighbours less 1/12 of the far ones less five times the field.
-    Laplacian,
-}
-
-/// The levels of a source's field over the region: the map and `margin` cells around it, (levels, rows x columns).
-pub fn record(
-    propagator: &dyn Propagator,
-    model: &Model,
-    at: Position,
-    wavelet: &[f64],
-    margin: usize,
-    what: Recorder,
-) -> Result<Fields> {
-    let survey = propagator.survey();
-    let (rows, cols) = (survey.nz + 2 * margin, survey.nx + 2 * margin);
-    let levels = survey.nt.div_ceil(LEVEL);
-    let off = survey.sponge - margin;
-    let fields = Mutex::new(vec![0.0f32; levels * rows * cols]);
-    propagator.wavefields(model, &[at], wavelet, LEVEL, &|_, level, p: ArrayView2<f64>| {
-        let mut fields = fields.lock().unwrap_or_else(|e| e.into_inner());
-        let out = &mut fields[level * rows * cols..][..rows * cols];
-        for (z, to) in out.chunks_exact_mut(cols).enumerate() {
-            let row = |dz: isize| (z + off).wrapping_add_signed(dz);
-            let part = |dz: isize, dx: isize| {
-                let x = off.wrapping_add_signed(dx);
-                p.slice_move(s![row(dz), x..x + cols]).to_slice().expect("rows are contiguous")
-            };
-            let here = part(0, 0);
-            match what {
-                Recorder::Field => to.iter_mut().zip(here).for_each(|(to, p)| *to = *p as f32),
-                Recorder::Laplacian => {
-                    let near = [part(-1, 0), part(1, 0), part(0, -1), part(0, 1)];
-                    let far = [part(-2, 0), part(2, 0), part(0, -2), part(0, 2)];
-                    for (x, to) in to.iter_mut().enumerate() {
-                        let (a, b): (f64, f64) = (near.iter().map(|n| n[x]).sum(), far.iter().map(|n| n[x]).sum());
-                        *to = (4.0 / 3.0 * a - b / 12.0 - 5.0 * here[x]) as f32;
-                    }
-                }
-            }
-        }
-    })?;
-    let values = fields.into_inner().unwrap_or_else(|e| e.into_inner());
-    Ok(Fields { margin, cols, rows, levels, what, values })
-}
-
 /// Rows of the region that are transformed at a time: their spectra stay in the second-level cache.
 const BLOCK: usize = 4;
 
@@ -184,43 +132,30 @@ pub struct Block {
     pub values: Vec<f32>,
 }
 
-/// The levels of one source's field over the region.
-pub struct Fields {
-    /// Cells around the map.
-    pub margin: usize,
-    /// Columns of the region.
-    pub cols: usize,
-    rows: usize,
-    levels: usize,
-    what: Recorder,
-    values: Vec<f32>,
+/// The spectra of fields, block by block.
+pub fn blocks<'a>(fields: &'a Fields, region: &'a Region, timing: &'a Timing) -> impl Iterator<Item = Block> + 'a {
+    (0..region.down.len()).step_by(BLOCK).map(move |row| block(fields, region, timing, row))
 }
 
-impl Fields {
-    /// The spectra, block by block.
-    pub fn blocks<'a>(&'a self, timing: &'a Timing) -> impl Iterator<Item = Block> + 'a {
-        (0..self.rows).step_by(BLOCK).map(move |row| self.block(timing, row))
-    }
-
-    fn block(&self, timing: &Timing, row: usize) -> Block {
-        let rows = BLOCK.min(self.rows - row);
-        let (cells, all, n) = (rows * self.cols, self.rows * self.cols, 2 * timing.frequencies);
-        let transform = match self.what {
-            Recorder::Laplacian => &timing.source_transform,
-            Recorder::Field => &timing.green_transform,
-        };
-        let levels = MatRef::from_row_major_slice(&self.values, self.levels, all).subcols(row * self.cols, cells);
-        let mut values = vec![0.0f32; n * cells];
-        matmul(
-            MatMut::from_row_major_slice_mut(&mut values, n, cells),
-            Accum::Replace,
-            MatRef::from_row_major_slice(transform, n, self.levels),
-            levels,
-            1.0f32,
-            Par::Seq,
-        );
-        Block { row, rows, cells, values }
-    }
+fn block(fields: &Fields, region: &Region, timing: &Timing, row: usize) -> Block {
+    let rows = BLOCK.min(region.down.len() - row);
+    let (cols, n) = (region.across.len(), 2 * timing.frequencies);
+    let cells = rows * cols;
+    let transform = match fields.what {
+        Recorder::Laplacian => &timing.source_transform,
+        Recorder::Field => &timing.green_transform,
+    };
+    let levels = MatRef::from_row_major_slice(&fields.values, fields.levels, region.cells());
+    let mut values = vec![0.0f32; n * cells];
+    matmul(
+        MatMut::from_row_major_slice_mut(&mut values, n, cells),
+        Accum::Replace,
+        MatRef::from_row_major_slice(transform, n, fields.levels),
+        levels.subcols(row * cols, cells),
+        1.0f32,
+        Par::Seq,
+    );
+    Block { row, rows, cells, values }
 }
 
 impl Block {

@@ -1,7 +1,8 @@
 //! From the spectra of a receiver and of all sources to the rows of the Jacobian.
 
 use super::columns::Columns;
-use super::spectra::{Block, Fields, Timing};
+use super::fields::{Fields, Region};
+use super::spectra::{self, Block, Timing};
 use crate::{Mask, Model, Survey};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -15,37 +16,52 @@ pub struct Panel {
 /// Share of a trace's largest entry below which its first rows, before any arrival, are left out.
 const SILENT: f32 = 1e-7;
 
-/// Rows of the traces of receiver `r` and every live shot.
-#[allow(clippy::too_many_arguments, reason = "all of them are needed at one place")]
-pub fn panel(
-    survey: &Survey,
-    timing: &Timing,
-    model: &Model,
-    mask: &Mask,
-    sources: &[Vec<Block>],
-    green: &Fields,
-    r: usize,
-    columns: &Columns,
-) -> Panel {
-    let n = survey.nz * survey.nx;
-    let p = survey.receivers[r];
-    let alpha = (model.vp[[p.z, p.x]] * survey.dt / survey.dx).powi(2);
-    let scale: Vec<f32> = model.vp.iter().map(|v| (2.0 * alpha / v) as f32).collect();
-    let mut products = vec![0.0f32; sources.len() * 2 * timing.frequencies * n];
-    for (b, block) in green.blocks(timing).enumerate() {
-        for (shot, product) in products.chunks_exact_mut(2 * timing.frequencies * n).enumerate() {
-            if mask.live[[shot, r]] {
-                multiply(survey, timing.frequencies, &sources[shot][b], &block, green.margin, product);
-                own_term(survey, timing, green, &block, shot, product);
+/// What the traces of all receivers share.
+pub struct Traces<'a> {
+    /// The acquisition.
+    pub survey: &'a Survey,
+    /// Frequencies and rows.
+    pub timing: &'a Timing,
+    /// The cells of the fields.
+    pub region: &'a Region,
+    /// The map.
+    pub model: &'a Model,
+    /// What counts.
+    pub mask: &'a Mask,
+    /// The unknowns.
+    pub columns: &'a Columns,
+    /// Spectra of every source's field, block by block.
+    pub sources: Vec<Vec<Block>>,
+}
+
+impl Traces<'_> {
+    /// Rows of the traces of receiver `r` and every live shot, from the receiver's field.
+    pub fn panel(&self, green: &Fields, r: usize) -> Panel {
+        let Self { survey, timing, .. } = self;
+        let n = survey.nz * survey.nx;
+        let p = survey.receivers[r];
+        let alpha = (self.model.vp[[p.z, p.x]] * survey.dt / survey.dx).powi(2);
+        let scale: Vec<f32> = self.model.vp.iter().map(|v| (2.0 * alpha / v) as f32).collect();
+        let live: Vec<usize> = (0..self.sources.len()).filter(|&shot| self.mask.live[[shot, r]]).collect();
+        let size = 2 * timing.frequencies * n;
+        let mut products = vec![0.0f32; live.len() * size];
+        for (b, block) in spectra::blocks(green, self.region, timing).enumerate() {
+            for (&shot, product) in live.iter().zip(products.chunks_exact_mut(size)) {
+                multiply(survey, self.region, &self.sources[shot][b], &block, product);
+                self.own_term(&block, shot, product);
             }
         }
-    }
-    let mut trace = vec![0.0f32; timing.rows * n];
-    let mut out = Panel { values: vec![] };
-    for (shot, product) in products.chunks_exact(2 * timing.frequencies * n).enumerate() {
-        if !mask.live[[shot, r]] {
-            continue;
+        let mut out = Panel { values: vec![] };
+        for product in products.chunks_exact(size) {
+            self.append(product, &scale, &mut out);
         }
+        out
+    }
+
+    /// Appends a trace's rows from the products' spectra over the cells.
+    fn append(&self, product: &[f32], scale: &[f32], out: &mut Panel) {
+        let (timing, n) = (self.timing, scale.len());
+        let mut trace = vec![0.0f32; timing.rows * n];
         matmul(
             MatMut::from_row_major_slice_mut(&mut trace, timing.rows, n),
             Accum::Replace,
@@ -58,15 +74,33 @@ pub fn panel(
         let largest = peak(&trace);
         let first = trace.chunks_exact(n).position(|row| peak(row) > SILENT * largest).unwrap_or(timing.rows);
         let live = &mut trace[first * n..];
-        live.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&scale).for_each(|(x, s)| *x *= s));
-        columns.project(live, &mut out.values);
+        live.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(scale).for_each(|(x, s)| *x *= s));
+        self.columns.project(live, &mut out.values);
     }
-    out
+
+    /// What the source cell adds by scaling the wavelet with `(v dt)^2`: in the units of the other products, `dx^2` times
+    /// the receiver's response there to the wavelet.
+    fn own_term(&self, block: &Block, shot: usize, out: &mut [f32]) {
+        let Self { survey, timing, region, .. } = self;
+        let p = survey.sources[shot];
+        let row = (p.z + region.down.before).checked_sub(block.row).filter(|row| *row < block.rows);
+        let Some(row) = row else { return };
+        let n = survey.nz * survey.nx;
+        let cell = row * region.across.len() + p.x + region.across.before;
+        let area = survey.dx * survey.dx;
+        for (k, &(c, d)) in timing.wavelet.iter().enumerate() {
+            let (re, im) = (k * block.cells + cell, (timing.frequencies + k) * block.cells + cell);
+            let (a, b) = (f64::from(block.values[re]) * area, f64::from(block.values[im]) * area);
+            out[k * n + p.z * survey.nx + p.x] += (a * c - b * d) as f32;
+            out[(timing.frequencies + k) * n + p.z * survey.nx + p.x] += (a * d + b * c) as f32;
+        }
+    }
 }
 
 /// Adds the products of two spectra, folded from the region onto the map.
-fn multiply(survey: &Survey, frequencies: usize, a: &Block, b: &Block, margin: usize, out: &mut [f32]) {
-    let (n, m, cols) = (survey.nz * survey.nx, margin, survey.nx + 2 * margin);
+fn multiply(survey: &Survey, region: &Region, a: &Block, b: &Block, out: &mut [f32]) {
+    let (n, m, cols) = (survey.nz * survey.nx, region.across.before, region.across.len());
+    let frequencies = a.values.len() / a.cells / 2;
     let (ar, ai) = a.values.split_at(frequencies * a.cells);
     let (br, bi) = b.values.split_at(frequencies * a.cells);
     let (re, im) = out.split_at_mut(frequencies * n);
@@ -78,7 +112,7 @@ fn multiply(survey: &Survey, frequencies: usize, a: &Block, b: &Block, margin: u
                 let x = at + x.start..at + x.end;
                 (&ar[x.clone()], &ai[x.clone()], &br[x.clone()], &bi[x])
             };
-            let to = (a.row + z).saturating_sub(m).min(survey.nz - 1) * survey.nx;
+            let to = (a.row + z).saturating_sub(region.down.before).min(survey.nz - 1) * survey.nx;
             let (left, right) = (sum(row(0..m)), sum(row(m + survey.nx..cols)));
             let (ar, ai, br, bi) = row(m..m + survey.nx);
             let (re, im) = (&mut re[to..][..survey.nx], &mut im[to..][..survey.nx]);
@@ -114,20 +148,4 @@ fn sum((ar, ai, br, bi): (&[f32], &[f32], &[f32], &[f32])) -> (f32, f32) {
         y += ar[i] * bi[i] + ai[i] * br[i];
     }
     (x, y)
-}
-
-/// What the source cell adds by scaling the wavelet with `(v dt)^2`: in the units of the other products, `dx^2` times the
-/// receiver's response there to the wavelet.
-fn own_term(survey: &Survey, timing: &Timing, green: &Fields, block: &Block, shot: usize, out: &mut [f32]) {
-    let p = survey.sources[shot];
-    let Some(row) = (p.z + green.margin).checked_sub(block.row).filter(|row| *row < block.rows) else { return };
-    let n = survey.nz * survey.nx;
-    let cell = row * green.cols + p.x + green.margin;
-    let area = survey.dx * survey.dx;
-    for (k, &(c, d)) in timing.wavelet.iter().enumerate() {
-        let (re, im) = (k * block.cells + cell, (timing.frequencies + k) * block.cells + cell);
-        let (a, b) = (f64::from(block.values[re]) * area, f64::from(block.values[im]) * area);
-        out[k * n + p.z * survey.nx + p.x] += (a * c - b * d) as f32;
-        out[(timing.frequencies + k) * n + p.z * survey.nx + p.x] += (a * d + b * c) as f32;
-    }
 }
