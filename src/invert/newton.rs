@@ -19,7 +19,7 @@ use super::stage::{Stage, Vmin};
 use super::state::{Best, State};
 use crate::curvature::Symmetric;
 use crate::misfit::L2;
-use crate::reg::{Hold, Regulariser, RegulariserSpec, TieVmin};
+use crate::reg::{Hold, MeanMap, Regulariser, RegulariserSpec, TieVmin};
 use crate::wave::Evaluation;
 use crate::{Error, Model, Result};
 use faer::linalg::solvers::Solve;
@@ -106,12 +106,13 @@ impl<'i> Inversion<'i> {
         clock: Clock,
         observer: &mut dyn Observer,
     ) -> Result<Halt> {
+        if state.step == 0 {
+            state.begin = Some(state.entry.model.clone());
+        }
         let problem = Problem::new(self, stage, newton, state, clock)?;
         let limits = self.limits(stage);
         if state.step == 0 {
-            let mut from = state.entry.model.clone();
-            problem.space.prepare(&mut from);
-            state.entry.model = from;
+            problem.space.prepare(&mut state.entry.model);
         }
         let mut failed = 0;
         while state.step < newton.noise.len() {
@@ -172,12 +173,16 @@ impl<'a, 'i> Problem<'a, 'i> {
                 &doubt
             }
         };
-        let mean = Some(&state.start.vp);
+        let begin = state.begin.as_ref().unwrap_or(&state.entry.model);
+        let mean = |spec: &RegulariserSpec| match spec.mean_map() {
+            Some(MeanMap::Stage) => &begin.vp,
+            _ => &state.start.vp,
+        };
         let mut regularisers = Vec::new();
         for spec in &newton.regularisers {
-            regularisers.push(spec.build(shape, mean, Some(confidence))?);
+            regularisers.push(spec.build(shape, Some(mean(spec)), Some(confidence))?);
         }
-        let space = newton.unknowns.space(&state.entry.model, &newton.regularisers, mean, confidence)?;
+        let space = newton.unknowns.space(begin, &newton.regularisers, mean, confidence)?;
         if !inversion.held().is_empty() {
             regularisers.push(Box::new(Hold::new(shape, inversion.held().to_vec(), KNOWN)?));
         }

@@ -50,11 +50,11 @@ impl Unknowns {
     }
 
     /// The space at the model that a stage begins with.
-    pub(super) fn space(
+    pub(super) fn space<'m>(
         &self,
         at: &Model,
         regularisers: &[RegulariserSpec],
-        mean: Option<&Array2<f64>>,
+        mean: impl Fn(&RegulariserSpec) -> &'m Array2<f64>,
         confidence: &Array2<f64>,
     ) -> Result<Space> {
         Ok(match *self {
@@ -62,7 +62,8 @@ impl Unknowns {
             Self::Rows => Space::Patches(Patches::rows(&at.vp)),
             Self::Patches { step, min_area } => Space::Patches(patches(&at.vp, step, min_area)),
             Self::Directions { share } => {
-                let process = regularisers[0].gaussian_process(at.vp.dim(), mean, Some(confidence))?;
+                let spec = &regularisers[0];
+                let process = spec.gaussian_process(at.vp.dim(), Some(mean(spec)), Some(confidence))?;
                 Space::Directions(process.directions(share))
             }
         })

@@ -233,6 +233,7 @@ impl<'a> Inversion<'a> {
             stage: 0,
             start: model.clone(),
             confidence: self.confidence.clone(),
+            begin: None,
             step: 0,
             entry: Best { model, score: nan, misfit: nan, data_rms: nan },
             at: None,
@@ -297,6 +298,7 @@ impl<'a> Inversion<'a> {
             self.engine(stage).release();
             state.stage += 1;
             state.step = 0;
+            state.begin = None;
             state.entry = best;
             state.ledger.stage_evaluations = 0;
         }

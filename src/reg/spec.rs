@@ -68,7 +68,7 @@ pub enum RegulariserSpec {
 
 /// The mean map of a Gaussian process.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "mean must be \"start\" or a velocity in m/s")]
+#[serde(untagged, expecting = "mean must be \"start\", \"stage\" or a velocity in m/s")]
 pub enum Mean {
     /// The same velocity everywhere, m/s.
     Constant(f64),
@@ -82,6 +82,8 @@ pub enum Mean {
 pub enum MeanMap {
     /// The map that the inversion starts from.
     Start,
+    /// The map that the stage starts from.
+    Stage,
 }
 
 fn one() -> f64 {
@@ -113,7 +115,15 @@ impl RegulariserSpec {
         }
     }
 
-    /// The regulariser for maps of a shape (nz, nx). `mean` is the map that a Gaussian process with `mean = "start"` is about,
+    /// Which map a Gaussian process is about, where it is named.
+    pub fn mean_map(&self) -> Option<MeanMap> {
+        match self {
+            Self::GaussianProcess { mean: Mean::Map(map), .. } => Some(*map),
+            _ => None,
+        }
+    }
+
+    /// The regulariser for maps of a shape (nz, nx). `mean` is the map that a Gaussian process names, [`Self::mean_map`],
     /// `confidence` the prior's standard deviations, both in m/s. Errors on numbers that make no sense, on a map that is
     /// needed and missing, and on one of another shape.
     pub fn build(
@@ -145,7 +155,7 @@ impl RegulariserSpec {
         };
         let mean = match about {
             Mean::Constant(v) => Array2::from_elem(shape, v),
-            Mean::Map(MeanMap::Start) => given("mean = \"start\"", "a start map", shape, mean)?.clone(),
+            Mean::Map(_) => given("its mean by name", "a mean map", shape, mean)?.clone(),
         };
         let factors =
             if confident { Some(given("confidence = true", "a prior's confidence", shape, confidence)?) } else { None };
