@@ -26,7 +26,7 @@ const BAND: f64 = 5e-4;
 const WRAPPED: f64 = 1e-3;
 
 /// Period of the transforms, in lengths of the simulations.
-const PERIOD: f64 = 1.2;
+const PERIOD: f64 = 1.05;
 
 /// The steps, levels, frequencies and rows of the computation.
 ///

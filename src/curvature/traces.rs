@@ -14,7 +14,7 @@ pub struct Panel {
 }
 
 /// Share of a trace's largest entry below which its first rows, before any arrival, are left out.
-const SILENT: f32 = 1e-7;
+const SILENT: f32 = 1e-4;
 
 /// What the traces of all receivers share.
 pub struct Traces<'a> {

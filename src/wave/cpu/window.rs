@@ -87,6 +87,12 @@ impl Windows {
         Self { bands, steps_per_bin: STEPS_PER_BIN, segments, sizes }
     }
 
+    /// The window of one source whose field is wanted everywhere, whether or not it reaches a receiver.
+    pub fn expanding(layout: &Layout, line: usize, nt: usize, slowness: &Slowness, from_source: &Arrivals) -> Self {
+        let anywhere = Arrivals { steps: vec![0.0; from_source.steps.len()], ..*from_source };
+        Self::causal(layout, line, nt, slowness, from_source, &anywhere)
+    }
+
     fn bin(&self, step: usize) -> usize {
         step / self.steps_per_bin
     }
