@@ -47,7 +47,7 @@ pub struct CurvatureOptions {
 
 impl Default for CurvatureOptions {
     fn default() -> Self {
-        Self { threads: 0, margin: usize::MAX, every: 10.0 }
+        Self { threads: 0, margin: usize::MAX, every: 12.0 }
     }
 }
 
@@ -110,7 +110,7 @@ impl Curvature {
             let panels = self.pool.map(count, |i| self.panel(&traces, first + i, &parts));
             let panels = panels.into_iter().collect::<Result<Vec<_>>>()?;
             let t = Instant::now();
-            let flops = gram.add(&self.pool, &panels, 1.0);
+            let flops = gram.add(&self.pool, &panels);
             let mut p = parts.lock().unwrap_or_else(|e| e.into_inner());
             p.gram += t.elapsed().as_secs_f64();
             p.gram_flops += flops;

@@ -10,7 +10,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 /// Some rows of the Jacobian over the columns, one after the other.
 pub struct Panel {
     /// The rows.
-    pub values: Vec<f32>,
+    pub values: Vec<f64>,
 }
 
 /// Share of a trace's largest entry below which its first rows, before any arrival, are left out.
@@ -53,26 +53,26 @@ impl Traces<'_> {
                 self.own_term(&block, shot, product);
             }
         }
-        let mut out = Panel { values: vec![] };
+        let mut rows = vec![];
         for product in products.chunks_exact_mut(size) {
             product.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&scale).for_each(|(x, s)| *x *= s));
-            self.append(product, &mut out);
+            self.append(product, &mut rows);
         }
-        out
+        Panel { values: rows.into_iter().map(f64::from).collect() }
     }
 
     /// Appends a trace's rows from the products' spectra over the cells. Both steps, to the unknowns and to time, are
     /// linear: the order is that of fewer operations.
-    fn append(&self, product: &mut [f32], out: &mut Panel) {
+    fn append(&self, product: &mut [f32], out: &mut Vec<f32>) {
         let (columns, count, n) = (self.columns, self.rows.count, self.survey.nz * self.survey.nx);
         let from = 2 * self.timing.frequencies;
         let cost = columns.operations(self.survey);
         if from * cost + 2 * count * from * columns.len() < count * cost + 2 * count * from * n {
             let mut projected = Vec::with_capacity(from * columns.len());
             columns.project(product, &mut projected);
-            out.values.extend_from_slice(sounding(&mut self.in_time(&projected), columns.len()));
+            out.extend_from_slice(sounding(&mut self.in_time(&projected), columns.len()));
         } else {
-            columns.project(sounding(&mut self.in_time(product), n), &mut out.values);
+            columns.project(sounding(&mut self.in_time(product), n), out);
         }
     }
 
