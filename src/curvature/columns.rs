@@ -1,5 +1,6 @@
 //! The unknowns that the Jacobian's columns are taken over, as linear combinations of cells.
 
+use crate::{Error, Result, Survey};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
@@ -47,6 +48,37 @@ impl Columns {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Errors when they do not fit the survey's map.
+    pub(super) fn check(&self, survey: &Survey) -> Result<()> {
+        let (nz, nx) = survey.map_shape();
+        let fits = match self {
+            Self::Cells { cells } => *cells == nz * nx,
+            Self::Groups { of, groups } => {
+                of.len() == nz * nx && of.iter().flatten().all(|&group| (group as usize) < *groups)
+            }
+            Self::Products { down, across, pairs, scale, weight } => {
+                (down.nrows(), across.nrows()) == (nz, nx)
+                    && pairs.iter().all(|&(i, j)| i < down.ncols() && j < across.ncols())
+                    && scale.len() == pairs.len()
+                    && weight.as_ref().is_none_or(|w| w.len() == nz * nx)
+            }
+        };
+        match fits {
+            true => Ok(()),
+            false => Err(Error::Usage(format!("the unknowns do not fit the survey's map of {nz} x {nx} cells"))),
+        }
+    }
+
+    /// Floating-point operations of the projection of a row.
+    pub(super) fn operations(&self, survey: &Survey) -> usize {
+        let (nz, nx) = survey.map_shape();
+        match self {
+            Self::Cells { .. } => 0,
+            Self::Groups { .. } => 4 * nz * nx, // scattered additions
+            Self::Products { down, across, .. } => 2 * nz * across.ncols() * (nx + down.ncols()),
+        }
     }
 
     /// Appends the projections of rows over the cells.

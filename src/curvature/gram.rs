@@ -7,7 +7,7 @@ use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular};
 use faer::{Accum, Mat, MatRef, Par};
 use std::sync::Mutex;
 
-/// Columns of a tile: four of its kind stay in the second-level cache, and there is work for many threads.
+/// Columns of a tile: there is work for many threads; sizes from 256 to 1225 run at the same rate, that of large products.
 const TILE: usize = 448;
 
 /// A symmetric matrix: its lower triangle counts.
@@ -74,37 +74,30 @@ impl Gram {
         Self { n, tiles }
     }
 
-    /// Adds the squares of panels; the number of operations. The order of sums does not depend on the threads.
-    pub fn add(&mut self, pool: &Pool, panels: &[Panel], weight: f64) -> f64 {
-        let values: Vec<f64> = panels.iter().flat_map(|p| &p.values).map(|&x| f64::from(x)).collect();
-        let rows = values.len() / self.n.max(1);
-        if rows == 0 {
+    /// Adds the squares of panels, one after the other, so that neither their number in a call nor the threads matter; the
+    /// number of operations.
+    pub fn add(&mut self, pool: &Pool, panels: &[Panel]) -> f64 {
+        if self.n == 0 {
             return 0.0;
         }
-        let a = MatRef::from_row_major_slice(&values, rows, self.n);
+        let of = |p: &Panel| p.values.len() / self.n;
         pool.map(self.tiles.len(), |t| {
             let (i, j, tile) = &self.tiles[t];
             let mut tile = tile.lock().unwrap_or_else(|e| e.into_inner());
             let (h, w) = (tile.nrows(), tile.ncols());
-            let (left, right) = (a.subcols(i * TILE, h).transpose(), a.subcols(j * TILE, w));
-            if i == j {
+            for panel in panels.iter().filter(|p| !p.values.is_empty()) {
                 use BlockStructure::{Rectangular, TriangularLower};
-                triangular(
-                    tile.as_mut(),
-                    TriangularLower,
-                    Accum::Add,
-                    left,
-                    Rectangular,
-                    right,
-                    Rectangular,
-                    weight,
-                    Par::Seq,
-                );
-            } else {
-                matmul(tile.as_mut(), Accum::Add, left, right, weight, Par::Seq);
+                let a = MatRef::from_row_major_slice(&panel.values, of(panel), self.n);
+                let (left, right) = (a.subcols(i * TILE, h).transpose(), a.subcols(j * TILE, w));
+                let to = tile.as_mut();
+                if i == j {
+                    triangular(to, TriangularLower, Accum::Add, left, Rectangular, right, Rectangular, 1.0, Par::Seq);
+                } else {
+                    matmul(to, Accum::Add, left, right, 1.0, Par::Seq);
+                }
             }
         });
-        rows as f64 * (self.n as f64).powi(2)
+        panels.iter().map(of).sum::<usize>() as f64 * (self.n as f64).powi(2)
     }
 
     /// The sum.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! So the whole Jacobian of 5 x 70 traces follows from 75 simulations in place of 4,900. Fields hold nothing above some 55 Hz:
-//! they are kept at every eighth step, multiplied in frequency (`spectra.rs`), folded from the padding onto the map's edge
-//! cells, which it copies, brought back to time at every tenth sample (`traces.rs`), and squared at once: the Jacobian as a
+//! they are kept at every ninth step, multiplied in frequency (`spectra.rs`), folded from the padding onto the map's edge
+//! cells, which it copies, brought back to time at about every twelfth sample (`traces.rs`), and squared at once: the Jacobian as a
 //! whole never exists. Its products are in f32, their sums `J' J` in f64 (`gram.rs`): the normal matrix stays that of a
 //! matrix within rounding of `J`, positive semidefinite to the last eigenvalue, where f32 sums would swamp the small ones.
 //!
@@ -26,7 +26,7 @@ pub use columns::Columns;
 pub use gram::Symmetric;
 
 use crate::wave::{CpuOptions, Propagator, build, cpu::schedule::Pool};
-use crate::{Mask, Model, Position, Result, Survey};
+use crate::{Error, Mask, Model, Position, Result, Survey};
 use fields::{Fields, Recorder, Region};
 use gram::Gram;
 use spectra::{Block, Timing};
@@ -47,7 +47,7 @@ pub struct CurvatureOptions {
 
 impl Default for CurvatureOptions {
     fn default() -> Self {
-        Self { threads: 0, margin: usize::MAX, every: 10.0 }
+        Self { threads: 0, margin: usize::MAX, every: 12.0 }
     }
 }
 
@@ -74,28 +74,34 @@ pub struct Curvature {
     pool: Pool,
     region: Region,
     timing: Timing,
+    every: f64,
 }
 
 impl Curvature {
     /// For a survey; errors when it makes no sense.
     pub fn new(survey: &Survey, options: &CurvatureOptions) -> Result<Self> {
         survey.validate()?;
-        let timing = Timing::new(survey, options.every);
+        if !(options.every.is_finite() && options.every > 0.0) {
+            return Err(Error::Usage(format!("rows are taken every so many steps, not every {}", options.every)));
+        }
+        let timing = Timing::new(survey);
         let long = Survey { nt: timing.steps, ..survey.clone() };
         let pool = Pool::new(options.threads);
         let cpu = CpuOptions { threads: options.threads, ..CpuOptions::default() };
         let region = Region::new(survey, options.margin);
-        Ok(Self { survey: survey.clone(), long: build(long, &cpu)?, pool, region, timing })
+        Ok(Self { survey: survey.clone(), long: build(long, &cpu)?, pool, region, timing, every: options.every })
     }
 
     /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
     /// units squared per unknown squared. `vmin` is held.
     pub fn normal_matrix(&self, model: &Model, mask: &Mask, columns: &Columns) -> Result<(Symmetric, Parts)> {
         let begin = Instant::now();
+        self.check(mask, columns)?;
         let parts = Mutex::new(Parts::default());
         let sources = self.sources(model, &parts)?;
         let (survey, timing, region) = (&self.survey, &self.timing, &self.region);
-        let traces = Traces { survey, timing, region, model, mask, columns, sources };
+        let rows = timing.rows(mask.nt, self.every);
+        let traces = Traces { survey, timing, region, model, mask, columns, sources, rows };
         let mut gram = Gram::new(columns.len());
         let n = self.survey.receivers.len();
         let chunk = 4 * self.pool.threads();
@@ -104,16 +110,24 @@ impl Curvature {
             let panels = self.pool.map(count, |i| self.panel(&traces, first + i, &parts));
             let panels = panels.into_iter().collect::<Result<Vec<_>>>()?;
             let t = Instant::now();
-            let flops = gram.add(&self.pool, &panels, 1.0);
+            let flops = gram.add(&self.pool, &panels);
             let mut p = parts.lock().unwrap_or_else(|e| e.into_inner());
             p.gram += t.elapsed().as_secs_f64();
             p.gram_flops += flops;
         }
         let mut h = gram.finish();
-        h.scale(self.timing.weight);
+        h.scale(traces.rows.weight);
         let mut parts = parts.into_inner().unwrap_or_else(|e| e.into_inner());
         parts.wall = begin.elapsed().as_secs_f64();
         Ok((h, parts))
+    }
+
+    fn check(&self, mask: &Mask, columns: &Columns) -> Result<()> {
+        let shape = self.survey.gather_shape();
+        if !mask.fits(shape) {
+            return Err(Error::Usage(format!("the mask does not fit the survey's gathers of {shape:?}")));
+        }
+        columns.check(&self.survey)
     }
 
     /// Spectra of `L p` of every source over the region, ready to be multiplied with a receiver's.
@@ -138,7 +152,7 @@ impl Curvature {
         parts: &Mutex<Parts>,
     ) -> Result<Fields> {
         let begin = Instant::now();
-        let fields = fields::record(&*self.long, model, source, spectra::LEVEL, &self.region, what)?;
+        let fields = fields::record(&*self.long, model, source, self.timing.level, &self.region, what)?;
         parts.lock().unwrap_or_else(|e| e.into_inner()).simulations += begin.elapsed().as_secs_f64();
         Ok(fields)
     }

@@ -6,115 +6,165 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use std::f64::consts::TAU;
 
-/// Steps between the kept levels of a field: 62 Hz at 1 ms, above all that the wavelet holds.
-pub const LEVEL: usize = 8;
+/// Half the kept levels' rate over the end of the wavelet's band.
+const OVERSAMPLING: f64 = 1.1;
 
-/// Standard deviation of the receivers' Gaussian pulse, in levels: it leaves a thousandth at half the levels' rate, so that
-/// nothing folds back into the band, and a fiftieth at the band's end, which is divided out.
+/// Standard deviation of the receivers' Gaussian pulse, in levels: it leaves less than a hundredth at half the levels' rate,
+/// so that nothing folds back into the band, and a fiftieth at the band's end, which is divided out.
 const PULSE: f64 = 1.0;
+
+/// Half the pulse's length, in standard deviations.
+const PULSE_HALF: f64 = 4.5;
+
+/// Levels over which fields fade out beyond the record.
+const TAPER: usize = 7;
 
 /// Share of its peak below which the wavelet's spectrum is left out.
 const BAND: f64 = 5e-4;
 
+/// What wraps around in time is damped to this share.
+const WRAPPED: f64 = 1e-3;
+
+/// Period of the transforms, in lengths of the simulations.
+const PERIOD: f64 = 1.05;
+
 /// The steps, levels, frequencies and rows of the computation.
+///
+/// Frequencies are complex: all is damped by `exp(-decay t)` before it is transformed and raised again after, so that what
+/// wraps around in a product is small although the period is hardly longer than the record.
 pub struct Timing {
     /// Steps of the simulations: the record, the pulse's length, and a taper, since fields that broke off would not be band-limited.
     pub steps: usize,
+    /// Steps between the kept levels of a field.
+    pub level: usize,
     /// The pulse that stands for an impulse at a receiver.
     pub pulse: Vec<f64>,
     /// Number of frequencies.
     pub frequencies: usize,
-    /// Rows of a trace.
-    pub rows: usize,
-    /// Weight of a row: the samples that it stands for.
-    pub weight: f64,
     /// (2 frequencies, levels) for sources and for receivers, row-major: cosines above minus sines, times the taper.
     source_transform: Vec<f32>,
     green_transform: Vec<f32>,
-    /// (rows, 2 frequencies), row-major: back to time.
-    pub inverse: Vec<f32>,
     /// Real and imaginary factor of every frequency: delay by a step, division by the pulse's spectrum.
     pub rotation: Vec<(f64, f64)>,
     /// Spectrum of the wavelet with the pulse divided out, for the source cell's own term.
     pub wavelet: Vec<(f64, f64)>,
+    grid: Frequencies,
 }
 
-impl Timing {
-    /// For records of a survey with a row every `every` steps.
-    pub fn new(survey: &Survey, every: f64) -> Self {
-        let sigma = PULSE * LEVEL as f64;
-        let half = (6.0 * sigma).ceil() as usize;
-        let pulse: Vec<f64> =
-            (0..2 * half + 1).map(|k| (-0.5 * ((k as f64 - half as f64) / sigma).powi(2)).exp()).collect();
-        let taper = 12 * LEVEL;
-        let whole = survey.nt + 2 * half;
-        let steps = whole + taper;
-        // what wraps around must fall behind the record
-        let period = (survey.nt + taper + steps - half).next_multiple_of(LEVEL);
-        let omega = |k: usize| TAU * k as f64 / period as f64;
-        let frequencies = band_end(survey, period) + 1;
-        let spectrum = |x: &[f64], k: usize| {
-            let sum = |f: fn(f64) -> f64| x.iter().enumerate().map(|(n, x)| x * f(omega(k) * n as f64)).sum::<f64>();
-            (sum(f64::cos), -sum(f64::sin))
-        };
-        let rows = (survey.nt as f64 / every).ceil() as usize;
-        let spacing = survey.nt as f64 / rows as f64;
-        let levels = steps.div_ceil(LEVEL);
-        let transform = |last: usize| {
-            let mut m = vec![0.0f32; 2 * frequencies * levels];
-            for k in 0..frequencies {
-                for j in 0..levels {
-                    let n = (j * LEVEL) as f64;
-                    let fade = ((n - last as f64) / taper as f64).clamp(0.0, 1.0);
-                    let h = LEVEL as f64 * 0.5 * (1.0 + (0.5 * TAU * fade).cos());
-                    m[k * levels + j] = (h * (omega(k) * n).cos()) as f32;
-                    m[(frequencies + k) * levels + j] = (-h * (omega(k) * n).sin()) as f32;
-                }
-            }
-            m
-        };
-        let mut inverse = vec![0.0f32; rows * 2 * frequencies];
-        for i in 0..rows {
-            let t = (i as f64 + 0.5) * spacing - 0.5;
-            for k in 0..frequencies {
-                let twice = if k == 0 { 1.0 } else { 2.0 } / period as f64;
-                inverse[i * 2 * frequencies + k] = (twice * (omega(k) * t).cos()) as f32;
-                inverse[i * 2 * frequencies + frequencies + k] = (-twice * (omega(k) * t).sin()) as f32;
+/// The rows of a trace.
+pub struct Rows {
+    /// Their number.
+    pub count: usize,
+    /// Weight of a row: the samples that it stands for.
+    pub weight: f64,
+    /// (count, 2 frequencies), row-major: back to time.
+    pub inverse: Vec<f32>,
+}
+
+/// Frequencies `k / period`, damped.
+#[derive(Clone, Copy)]
+struct Frequencies {
+    period: f64,
+    decay: f64,
+}
+
+impl Frequencies {
+    /// `exp(-(i omega_k + decay) t)`.
+    fn factor(self, k: usize, t: f64) -> (f64, f64) {
+        let (sin, cos) = (TAU * k as f64 / self.period * t).sin_cos();
+        let damping = (-self.decay * t).exp();
+        (damping * cos, -damping * sin)
+    }
+
+    fn spectrum(self, x: &[f64], k: usize) -> (f64, f64) {
+        x.iter().enumerate().fold((0.0, 0.0), |(a, b), (n, x)| {
+            let (c, d) = self.factor(k, n as f64);
+            (a + x * c, b + x * d)
+        })
+    }
+
+    /// (2 frequencies, levels): the transform of fields that fade out after step `last`.
+    fn transform(self, frequencies: usize, levels: usize, level: usize, last: usize) -> Vec<f32> {
+        let mut m = vec![0.0f32; 2 * frequencies * levels];
+        for k in 0..frequencies {
+            for j in 0..levels {
+                let n = (j * level) as f64;
+                let fade = ((n - last as f64) / (TAPER * level) as f64).clamp(0.0, 1.0);
+                let h = level as f64 * 0.5 * (1.0 + (0.5 * TAU * fade).cos());
+                let (c, d) = self.factor(k, n);
+                m[k * levels + j] = (h * c) as f32;
+                m[(frequencies + k) * levels + j] = (h * d) as f32;
             }
         }
-        let divided = |(a, b): (f64, f64), k: usize| {
-            let (c, d) = spectrum(&pulse, k);
-            let n = c * c + d * d;
-            ((a * c + b * d) / n, (b * c - a * d) / n)
-        };
-        let rotation = (0..frequencies).map(|k| divided((omega(k).cos(), -omega(k).sin()), k)).collect();
-        let wavelet = (0..frequencies).map(|k| divided(spectrum(&survey.wavelet, k), k)).collect();
-        Self {
-            steps,
-            frequencies,
-            rows,
-            weight: spacing,
-            source_transform: transform(survey.nt),
-            green_transform: transform(whole),
-            inverse,
-            rotation,
-            wavelet,
-            pulse,
-        }
+        m
     }
 }
 
-/// The last frequency, as a multiple of one over the period, at which the wavelet holds [`BAND`] of its peak.
-fn band_end(survey: &Survey, period: usize) -> usize {
-    let power = |k: usize| {
-        let w = TAU * k as f64 / period as f64;
-        let sum = |f: fn(f64) -> f64| survey.wavelet.iter().enumerate().map(|(n, x)| x * f(w * n as f64)).sum::<f64>();
-        sum(f64::cos).hypot(sum(f64::sin))
+impl Timing {
+    /// For records of a survey.
+    pub fn new(survey: &Survey) -> Self {
+        let end = band_end(survey);
+        let level = (0.5 / (OVERSAMPLING * end)).max(1.0) as usize;
+        let sigma = PULSE * level as f64;
+        let half = (PULSE_HALF * sigma).ceil() as usize;
+        let pulse: Vec<f64> =
+            (0..2 * half + 1).map(|k| (-0.5 * ((k as f64 - half as f64) / sigma).powi(2)).exp()).collect();
+        let whole = survey.nt + 2 * half;
+        let steps = whole + TAPER * level;
+        let period = PERIOD * steps as f64;
+        let grid = Frequencies { period, decay: -WRAPPED.ln() / period };
+        let frequencies = (end * period) as usize + 1;
+        let levels = steps.div_ceil(level);
+        let divided = |(a, b): (f64, f64), k: usize| {
+            let (c, d) = grid.spectrum(&pulse, k);
+            let n = c * c + d * d;
+            ((a * c + b * d) / n, (b * c - a * d) / n)
+        };
+        let rotation = (0..frequencies).map(|k| divided(grid.factor(k, 1.0), k)).collect();
+        let wavelet = (0..frequencies).map(|k| divided(grid.spectrum(&survey.wavelet, k), k)).collect();
+        Self {
+            steps,
+            level,
+            frequencies,
+            source_transform: grid.transform(frequencies, levels, level, survey.nt),
+            green_transform: grid.transform(frequencies, levels, level, whole),
+            rotation,
+            wavelet,
+            pulse,
+            grid,
+        }
+    }
+
+    /// About one row every `every` of the first `nt` steps, each in the middle of those that it stands for.
+    pub fn rows(&self, nt: usize, every: f64) -> Rows {
+        let count = ((nt as f64 / every).ceil() as usize).clamp(1, nt.max(1));
+        let weight = nt as f64 / count as f64;
+        let mut inverse = Vec::with_capacity(count * 2 * self.frequencies);
+        for i in 0..count {
+            let t = (i as f64 + 0.5) * weight - 0.5;
+            let factors = (0..self.frequencies).map(|k| {
+                let twice = if k == 0 { 1.0 } else { 2.0 } / self.grid.period;
+                let (c, d) = self.grid.factor(k, -t);
+                (twice * c, -twice * d)
+            });
+            let (cos, sin): (Vec<f64>, Vec<f64>) = factors.unzip();
+            inverse.extend(cos.iter().chain(&sin).map(|&x| x as f32));
+        }
+        Rows { count, weight, inverse }
+    }
+}
+
+/// The highest frequency, in cycles a step, at which the wavelet holds [`BAND`] of its peak.
+fn band_end(survey: &Survey) -> f64 {
+    const POINTS: usize = 1000;
+    let grid = Frequencies { period: 2.0 * POINTS as f64, decay: 0.0 };
+    let power = |k| {
+        let (a, b) = grid.spectrum(&survey.wavelet, k);
+        a.hypot(b)
     };
-    let highest = (period / LEVEL / 2) * 9 / 10;
-    let all: Vec<f64> = (0..=highest).map(power).collect();
+    let all: Vec<f64> = (0..=POINTS).map(power).collect();
     let peak = all.iter().copied().fold(0.0, f64::max);
-    all.iter().rposition(|&p| p >= BAND * peak).unwrap_or(highest)
+    all.iter().rposition(|&p| p >= BAND * peak).unwrap_or(POINTS) as f64 / grid.period
 }
 
 /// Rows of the region that are transformed at a time: their spectra stay in the second-level cache.

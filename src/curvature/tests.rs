@@ -1,47 +1,189 @@
 use super::*;
-use crate::synth;
-use crate::{Family, Gather};
+use crate::wave::Fidelity;
+use crate::{Gather, Position};
+use faer::Mat;
 use ndarray::Array2;
 
-fn curvature(survey: &Survey, margin: usize) -> Curvature {
-    Curvature::new(survey, &CurvatureOptions { margin, ..CurvatureOptions::default() }).unwrap()
+const SHAPE: (usize, usize) = (24, 20);
+const CELLS: usize = SHAPE.0 * SHAPE.1;
+
+fn survey() -> Survey {
+    let position = |z, x| Position { z, x };
+    Survey {
+        nz: SHAPE.0,
+        nx: SHAPE.1,
+        nt: 300,
+        sponge: 20,
+        sources: vec![position(1, 3), position(1, 19), position(12, 0)],
+        receivers: (0..5).map(|i| position(1 + i, 4 * i + 1)).collect(),
+        ..Survey::openfwi()
+    }
 }
 
-/// `|J dm|^2` by the normal matrix against that of Born modelling, for directions of several kinds.
-#[test]
-fn normal_matrix_is_that_of_born_modelling() {
-    let survey = Survey::openfwi();
-    let model = Model::from_map(synth::draw(Family::CurveFaultB, 3, 1).mapv(f64::from));
-    let born = build(survey.clone(), &CpuOptions::default()).unwrap();
-    let mask = Mask::all(survey.gather_shape());
-    let wave =
-        |a: f64, b: f64| Array2::from_shape_fn((70, 70), |(z, x)| (a * z as f64).sin() * (b * x as f64 + 1.0).cos());
-    let mut corner = Array2::zeros((70, 70));
-    corner[[69, 69]] = 1.0;
-    let mut source = Array2::zeros((70, 70));
-    source[[1, 17]] = 1.0;
-    let directions = [wave(0.1, 0.07), wave(1.3, 0.9), wave(0.4, 2.0), corner, source];
-    let margins: Vec<usize> =
-        std::env::var("M").map(|m| m.split(',').map(|x| x.parse().unwrap()).collect()).unwrap_or(vec![48]);
-    for margin in margins {
-        let (h, parts) =
-            curvature(&survey, margin).normal_matrix(&model, &mask, &Columns::Cells { cells: 4900 }).unwrap();
-        eprintln!("{margin} {parts:?}");
-        for d in &directions {
-            let x: Vec<f64> = d.iter().copied().collect();
-            let by_matrix: f64 = h.times(&x).iter().zip(&x).map(|(a, b)| a * b).sum();
-            let dm = Model { vp: d.clone(), vmin: 0.0 };
-            let data: Gather = born.born(std::slice::from_ref(&model), &[dm]).unwrap().remove(0);
-            let exact = data.dot(&data);
-            let back = born.adjoint(std::slice::from_ref(&model), &[data]).unwrap().remove(0);
-            let hx = h.times(&x);
-            let (num, den) =
-                hx.iter().zip(&back.vp).fold((0.0, 0.0), |(a, b), (x, y)| (a + (x - y).powi(2), b + y * y));
-            eprintln!(
-                "{by_matrix:e} {exact:e} {:.2e} | Hx rel {:.2e}",
-                by_matrix / exact - 1.0,
-                (num / den as f64).sqrt()
-            );
+/// A pattern without any symmetry.
+fn pattern(seed: f64) -> Array2<f64> {
+    Array2::from_shape_fn(SHAPE, |(z, x)| {
+        ((z * 20 + x) as f64 * (1.3 + seed)).sin() + (0.2 * z as f64 + seed * x as f64).cos()
+    })
+}
+
+fn model() -> Model {
+    Model::from_map(pattern(0.1).mapv(|v| 2400.0 + 150.0 * v))
+}
+
+fn curvature(threads: usize, every: f64) -> Curvature {
+    Curvature::new(&survey(), &CurvatureOptions { threads, every, ..CurvatureOptions::default() }).unwrap()
+}
+
+fn all() -> Mask {
+    Mask::all(survey().gather_shape())
+}
+
+/// All traces but some, and not the last third of the samples.
+fn partial() -> Mask {
+    let mut mask = all();
+    mask.nt = 200;
+    mask.live[[0, 2]] = false;
+    mask.live[[2, 2]] = false;
+    mask.live.column_mut(4).fill(false);
+    mask
+}
+
+fn full(curvature: &Curvature, mask: &Mask) -> Symmetric {
+    curvature.normal_matrix(&model(), mask, &Columns::Cells { cells: CELLS }).unwrap().0
+}
+
+/// Relative difference, in norm, of `H x` from `J' J x` by the exact operator.
+fn deviation(h: &Symmetric, mask: &Mask, direction: Array2<f64>) -> f64 {
+    let options = CpuOptions { precision: crate::wave::Precision::F64, ..CpuOptions::default() };
+    assert_eq!(options.precision.fidelity(), Fidelity::Exact);
+    let exact = build(survey(), &options).unwrap();
+    let models = [model()];
+    let x: Vec<f64> = direction.iter().copied().collect();
+    let mut data: Gather = exact.born(&models, &[Model { vp: direction, vmin: 0.0 }]).unwrap().remove(0);
+    for ((shot, it, r), d) in data.data.indexed_iter_mut() {
+        if it >= mask.nt || !mask.live[[shot, r]] {
+            *d = 0.0;
         }
     }
+    let back = exact.adjoint(&models, &[data]).unwrap().remove(0);
+    relative(&h.times(&x), back.vp.as_slice().unwrap())
+}
+
+fn relative(a: &[f64], b: &[f64]) -> f64 {
+    let (num, den) = a.iter().zip(b).fold((0.0, 0.0), |(n, d), (x, y)| (n + (x - y).powi(2), d + y * y));
+    (num / den).sqrt()
+}
+
+#[test]
+fn products_with_directions_are_those_of_the_exact_operator() {
+    let unit = |z, x| {
+        let mut d = Array2::zeros(SHAPE);
+        d[[z, x]] = 1.0;
+        d
+    };
+    let kinds = || [pattern(0.3), pattern(0.77), Array2::ones(SHAPE), unit(23, 19), unit(1, 3), unit(9, 11)];
+    for mask in [all(), partial()] {
+        let h = full(&curvature(2, 4.0), &mask);
+        for (i, direction) in kinds().into_iter().enumerate() {
+            let e = deviation(&h, &mask, direction);
+            // the last cell is reached when hardly any row is left, and its curvature is least
+            let tolerance = if i == 3 { 7e-2 } else { 1e-3 };
+            assert!(e < tolerance, "direction {i}: {e:e}");
+        }
+    }
+}
+
+#[test]
+fn masked_traces_and_samples_do_not_count() {
+    let curvature = curvature(2, 4.0);
+    let mut mask = all();
+    mask.live.fill(false);
+    assert!(full(&curvature, &mask).times(&[1.0; CELLS]).iter().all(|&y| y == 0.0));
+    let trace = |h: &Symmetric| (0..CELLS).map(|i| h.lower[(i, i)]).sum::<f64>();
+    let (some, every) = (trace(&full(&curvature, &partial())), trace(&full(&curvature, &all())));
+    assert!(some > 0.0 && some < 0.8 * every, "{some} {every}");
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let of = |threads| full(&curvature(threads, 12.0), &all());
+    let (one, three) = (of(1), of(3));
+    for j in 0..CELLS {
+        assert!((j..CELLS).all(|i| one.lower[(i, j)].to_bits() == three.lower[(i, j)].to_bits()));
+    }
+}
+
+/// Compares with `B' H B` of the matrix over all cells; `basis(cell, unknown)`.
+fn assert_projected(columns: &Columns, basis: impl Fn(usize, usize) -> f64) {
+    let curvature = curvature(2, 12.0);
+    let h = full(&curvature, &partial());
+    let (projected, _) = curvature.normal_matrix(&model(), &partial(), columns).unwrap();
+    assert_eq!(projected.len(), columns.len());
+    let cells = |k: usize| (0..CELLS).map(|c| basis(c, k)).collect::<Vec<f64>>();
+    for k in 0..columns.len() {
+        let mut unit = vec![0.0; columns.len()];
+        unit[k] = 1.0;
+        let h_cells = h.times(&cells(k));
+        let expected: Vec<f64> =
+            (0..columns.len()).map(|i| cells(i).iter().zip(&h_cells).map(|(b, y)| b * y).sum()).collect();
+        let e = relative(&projected.times(&unit), &expected);
+        assert!(e < 1e-4, "unknown {k} of {}: {e:e}", columns.len());
+    }
+}
+
+#[test]
+fn groups_are_sums_of_cells() {
+    for size in [1, 37] {
+        let of: Vec<Option<u32>> = (0..CELLS).map(|c| (c % 11 != 3).then_some((c / size) as u32)).collect();
+        let groups = CELLS.div_ceil(size);
+        let columns = Columns::Groups { of: of.clone(), groups };
+        if size == 1 {
+            let curvature = curvature(2, 12.0);
+            let (h, _) = curvature.normal_matrix(&model(), &all(), &columns).unwrap();
+            let cells = full(&curvature, &all());
+            let held = |i: usize| of[i].is_none();
+            let entry = |i: usize, j: usize| if held(i) || held(j) { 0.0 } else { cells.lower[(i, j)] };
+            let largest = cells.lower[(23, 23)].abs();
+            assert!((0..CELLS).all(|j| (j..CELLS).all(|i| (h.lower[(i, j)] - entry(i, j)).abs() < 1e-5 * largest)));
+        } else {
+            assert_projected(&columns, |c, k| f64::from(of[c] == Some(k as u32)));
+        }
+    }
+}
+
+#[test]
+fn products_are_combinations_of_cells() {
+    for (kz, kx) in [(3, 2), (12, 10)] {
+        let down = Mat::from_fn(SHAPE.0, kz, |z, k| ((z as f32 + 0.5) * k as f32 * 0.13).cos());
+        let across = Mat::from_fn(SHAPE.1, kx, |x, k| ((x as f32 + 0.5) * k as f32 * 0.157).cos());
+        let pairs: Vec<(usize, usize)> = (0..kz * kx).map(|i| (i / kx, i % kx)).filter(|(a, b)| a + b != 1).collect();
+        let scale: Vec<f32> = (0..pairs.len()).map(|i| 1.0 / (1.0 + i as f32)).collect();
+        for weight in [None, Some((0..CELLS).map(|c| 1.0 + (c % 7) as f32).collect::<Vec<f32>>())] {
+            let w = weight.clone().unwrap_or(vec![1.0; CELLS]);
+            let basis = |c: usize, k: usize| {
+                let (i, j) = pairs[k];
+                f64::from(scale[k] * w[c] * down[(c / SHAPE.1, i)] * across[(c % SHAPE.1, j)])
+            };
+            let (down, across) = (down.clone(), across.clone());
+            let columns = Columns::Products { down, across, pairs: pairs.clone(), scale: scale.clone(), weight };
+            assert_projected(&columns, basis);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_survey_is_refused() {
+    let c = curvature(1, 12.0);
+    let refused = |mask: &Mask, columns: Columns| c.normal_matrix(&model(), mask, &columns).err().unwrap().to_string();
+    assert!(refused(&Mask::all((3, 301, 5)), Columns::Cells { cells: CELLS }).contains("mask"));
+    for columns in [
+        Columns::Cells { cells: CELLS - 1 },
+        Columns::Groups { of: vec![Some(0); CELLS + 1], groups: 1 },
+        Columns::Groups { of: vec![Some(2); CELLS], groups: 2 },
+    ] {
+        assert!(refused(&all(), columns).contains("24 x 20"));
+    }
+    let options = CurvatureOptions { every: 0.0, ..CurvatureOptions::default() };
+    assert!(Curvature::new(&survey(), &options).err().unwrap().to_string().contains("every"));
 }

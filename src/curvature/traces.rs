@@ -2,7 +2,7 @@
 
 use super::columns::Columns;
 use super::fields::{Fields, Region};
-use super::spectra::{self, Block, Timing};
+use super::spectra::{self, Block, Rows, Timing};
 use crate::{Mask, Model, Survey};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -10,18 +10,20 @@ use faer::{Accum, MatMut, MatRef, Par};
 /// Some rows of the Jacobian over the columns, one after the other.
 pub struct Panel {
     /// The rows.
-    pub values: Vec<f32>,
+    pub values: Vec<f64>,
 }
 
 /// Share of a trace's largest entry below which its first rows, before any arrival, are left out.
-const SILENT: f32 = 1e-7;
+const SILENT: f32 = 1e-4;
 
 /// What the traces of all receivers share.
 pub struct Traces<'a> {
     /// The acquisition.
     pub survey: &'a Survey,
-    /// Frequencies and rows.
+    /// Steps and frequencies.
     pub timing: &'a Timing,
+    /// Rows of a trace.
+    pub rows: Rows,
     /// The cells of the fields.
     pub region: &'a Region,
     /// The map.
@@ -51,31 +53,43 @@ impl Traces<'_> {
                 self.own_term(&block, shot, product);
             }
         }
-        let mut out = Panel { values: vec![] };
-        for product in products.chunks_exact(size) {
-            self.append(product, &scale, &mut out);
+        let mut rows = vec![];
+        for product in products.chunks_exact_mut(size) {
+            product.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&scale).for_each(|(x, s)| *x *= s));
+            self.append(product, &mut rows);
         }
-        out
+        Panel { values: rows.into_iter().map(f64::from).collect() }
     }
 
-    /// Appends a trace's rows from the products' spectra over the cells.
-    fn append(&self, product: &[f32], scale: &[f32], out: &mut Panel) {
-        let (timing, n) = (self.timing, scale.len());
-        let mut trace = vec![0.0f32; timing.rows * n];
+    /// Appends a trace's rows from the products' spectra over the cells. Both steps, to the unknowns and to time, are
+    /// linear: the order is that of fewer operations.
+    fn append(&self, product: &mut [f32], out: &mut Vec<f32>) {
+        let (columns, count, n) = (self.columns, self.rows.count, self.survey.nz * self.survey.nx);
+        let from = 2 * self.timing.frequencies;
+        let cost = columns.operations(self.survey);
+        if from * cost + 2 * count * from * columns.len() < count * cost + 2 * count * from * n {
+            let mut projected = Vec::with_capacity(from * columns.len());
+            columns.project(product, &mut projected);
+            out.extend_from_slice(sounding(&mut self.in_time(&projected), columns.len()));
+        } else {
+            columns.project(sounding(&mut self.in_time(product), n), out);
+        }
+    }
+
+    /// Rows of spectra as rows of samples.
+    fn in_time(&self, spectra: &[f32]) -> Vec<f32> {
+        let (count, from) = (self.rows.count, 2 * self.timing.frequencies);
+        let n = spectra.len() / from;
+        let mut trace = vec![0.0f32; count * n];
         matmul(
-            MatMut::from_row_major_slice_mut(&mut trace, timing.rows, n),
+            MatMut::from_row_major_slice_mut(&mut trace, count, n),
             Accum::Replace,
-            MatRef::from_row_major_slice(&timing.inverse, timing.rows, 2 * timing.frequencies),
-            MatRef::from_row_major_slice(product, 2 * timing.frequencies, n),
+            MatRef::from_row_major_slice(&self.rows.inverse, count, from),
+            MatRef::from_row_major_slice(spectra, from, n),
             1.0f32,
             Par::Seq,
         );
-        let peak = |row: &[f32]| row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        let largest = peak(&trace);
-        let first = trace.chunks_exact(n).position(|row| peak(row) > SILENT * largest).unwrap_or(timing.rows);
-        let live = &mut trace[first * n..];
-        live.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(scale).for_each(|(x, s)| *x *= s));
-        self.columns.project(live, &mut out.values);
+        trace
     }
 
     /// What the source cell adds by scaling the wavelet with `(v dt)^2`: in the units of the other products, `dx^2` times
@@ -95,6 +109,14 @@ impl Traces<'_> {
             out[(timing.frequencies + k) * n + p.z * survey.nx + p.x] += (a * d + b * c) as f32;
         }
     }
+}
+
+/// The rows from the first arrival on.
+fn sounding(trace: &mut [f32], n: usize) -> &mut [f32] {
+    let peak = |row: &[f32]| row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let largest = peak(trace);
+    let first = trace.chunks_exact(n.max(1)).position(|row| peak(row) > SILENT * largest);
+    first.map_or(&mut [], |first| &mut trace[first * n..])
 }
 
 /// Adds the products of two spectra, folded from the region onto the map.

@@ -30,6 +30,7 @@ pub(crate) use shot::correlation_weights;
 use shot::{Adjoint, Forward, Shot, Workspace};
 use std::sync::Mutex;
 use vector::{Isa, Real};
+use window::{Slowness, Windows};
 
 /// Floating-point type of the fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +126,7 @@ pub fn build(survey: Survey, options: &CpuOptions) -> Result<Box<dyn Propagator>
 /// What a forward run leaves for its adjoint.
 struct Pending<'w, T> {
     workspace: Workspace<T>,
-    windows: window::Windows,
+    windows: Windows,
     weights: &'w [f64],
     segments: usize,
     value: f64,
@@ -189,7 +190,7 @@ impl<T: Real> Cpu<T> {
     fn shot_of<'a>(
         &'a self,
         setup: &'a Setup<T>,
-        windows: &'a window::Windows,
+        windows: &'a Windows,
         source: Position,
         injection: &'a [T],
         weights: &'a [f64],
@@ -388,15 +389,27 @@ impl<T: Real> Propagator for Cpu<T> {
         check_model(&self.survey, self.bandwidth, model)?;
         check_wavefields(&self.survey, sources, every)?;
         let setup = Setup::new(&self.survey, &self.layout, model, false);
-        let windows = window::Windows::full(&self.layout);
+        let slowness = (self.fidelity == Fidelity::Fast).then(|| Slowness::new(&self.survey, &self.layout, model));
         let injection: Vec<T> = wavelet.iter().map(|&w| T::from_f64(w)).collect();
         let l = self.layout;
         self.pool.map(sources.len(), |i| {
+            let windows = match &slowness {
+                Some(slowness) => {
+                    let arrivals = slowness.arrivals([(sources[i].z + l.pad, sources[i].x + l.pad)].into_iter());
+                    Windows::expanding(&l, T::LINE, self.survey.nt, slowness, &arrivals)
+                }
+                None => Windows::full(&l),
+            };
             let shot = self.shot_of(&setup, &windows, sources[i], &injection, &self.memory.full.weights);
             let mut level_field = Array2::zeros((l.rows, l.cols));
             let visit = |level: usize, field: &[T]| {
-                for (z, mut row) in level_field.rows_mut().into_iter().enumerate() {
-                    row.iter_mut().zip(&field[l.row(z)..]).for_each(|(to, from)| *to = from.to_f64());
+                // what the wave has not reached yet is zero and stays it
+                for (band, segments) in windows.at(level * every) {
+                    for (z, s) in (band.begin..band.end).flat_map(|z| segments.iter().map(move |s| (z, s))) {
+                        let (begin, end) = (s.begin.min(l.cols), s.end.min(l.cols));
+                        let mut row = level_field.slice_mut(ndarray::s![z, begin..end]);
+                        row.iter_mut().zip(&field[l.row(z) + begin..]).for_each(|(to, from)| *to = from.to_f64());
+                    }
                 }
                 visit(i, level, level_field.view());
             };

@@ -87,6 +87,12 @@ impl Windows {
         Self { bands, steps_per_bin: STEPS_PER_BIN, segments, sizes }
     }
 
+    /// The window of one source whose field is wanted everywhere, whether or not it reaches a receiver.
+    pub fn expanding(layout: &Layout, line: usize, nt: usize, slowness: &Slowness, from_source: &Arrivals) -> Self {
+        let anywhere = Arrivals { steps: vec![0.0; from_source.steps.len()], ..*from_source };
+        Self::causal(layout, line, nt, slowness, from_source, &anywhere)
+    }
+
     fn bin(&self, step: usize) -> usize {
         step / self.steps_per_bin
     }
@@ -261,6 +267,33 @@ mod tests {
             let exact = d(z, 121, 310).hypot(d(x, 155, 310)) / 0.2;
             let got = t.steps[z / BLOCK * t.cols + x / BLOCK];
             assert!((got - exact).abs() < 0.05 * exact + 60.0, "{got} against {exact} at {z}, {x}");
+        }
+    }
+
+    #[test]
+    fn fields_are_whole_in_expanding_windows() {
+        use crate::Position;
+        use crate::wave::{CpuOptions, Fidelity, build};
+        use std::sync::Mutex;
+        let survey = Survey { nt: 400, ..Survey::openfwi() };
+        let vp = |(z, x): (usize, usize)| if (z / 9 + x / 11) % 2 == 0 { 1500.0 } else { 4500.0 };
+        let model = Model::from_map(ndarray::Array2::from_shape_fn((70, 70), vp));
+        let pulse: Vec<f64> = (0..81).map(|k| (-0.5 * ((f64::from(k) - 40.0) / 9.0).powi(2)).exp()).collect();
+        let source = [Position { z: 1, x: 60 }];
+        let fields = |fidelity| {
+            let options = CpuOptions { fidelity: Some(fidelity), threads: 1, ..CpuOptions::default() };
+            let kept = Mutex::new(vec![]);
+            let visit = |_: usize, _: usize, p: ndarray::ArrayView2<f64>| kept.lock().unwrap().push(p.to_owned());
+            build(survey.clone(), &options).unwrap().wavefields(&model, &source, &pulse, 40, &visit).unwrap();
+            kept.into_inner().unwrap()
+        };
+        let (whole, windowed) = (fields(Fidelity::Exact), fields(Fidelity::Fast));
+        assert_eq!((whole.len(), windowed.len()), (10, 10));
+        assert!(windowed[3].iter().filter(|x| **x == 0.0).count() > 10_000, "no window at all");
+        for (a, b) in whole.iter().zip(&windowed) {
+            let peak = a.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            let e = (a - b).iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            assert!(e <= 3e-5 * peak, "{e:e} of {peak:e}");
         }
     }
 }
