@@ -30,6 +30,8 @@ pub enum StopReason {
         /// How many.
         steps: u64,
     },
+    /// The flat patches of the stage do not fit the data; it went back to where it began.
+    Undone,
     /// The evaluations allowed are spent.
     MaxEvals {
         /// How many were allowed, in the stage or in all.
@@ -58,6 +60,7 @@ impl fmt::Display for StopReason {
             }
             Self::Converged => write!(f, "converged: the gradient is zero within the bounds"),
             Self::Completed { steps } => write!(f, "all {steps} steps were taken"),
+            Self::Undone => write!(f, "undone: the map is not flat where the stage took it to be"),
             Self::MaxEvals { limit } => write!(f, "all {limit} evaluations are spent"),
             Self::TimeLimit { seconds } => write!(f, "the time limit of {seconds} s is reached"),
             Self::Cancelled => write!(f, "stopped on request"),
