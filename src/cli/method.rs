@@ -1,8 +1,8 @@
 //! How to optimise and when to stop: options and signals that `fwi invert` and `fwi batch` share.
 
 use super::options::{parse_duration, parse_positive};
-use fwi::family::Recipe;
 use fwi::invert::{Settings, Stage, prior_schedule};
+use fwi::family::Recipe;
 use fwi::{Error, Result, Survey};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::{Path, PathBuf};

@@ -129,8 +129,9 @@ impl<'i> Inversion<'i> {
             state.seconds = clock.seconds();
             observer.checkpoint(state)?;
             let rms = state.entry.data_rms;
-            let reached =
-                |t: Option<f64>| t.filter(|t| rms <= *t).map(|target| StopReason::TargetReached { rms, target });
+            let reached = |t: Option<f64>| {
+                t.filter(|t| rms <= *t).map(|target| StopReason::TargetReached { rms, target })
+            };
             if let Some(stop) = reached(self.settings().target_rms) {
                 return Ok(Halt::All(stop));
             }
