@@ -240,6 +240,12 @@ impl Engine {
         self.precision.is_none().then(|| Self { precision: Some(PrecisionArg::F64), fidelity, ..self.clone() })
     }
 
+    /// What makes data: the CPU in f32, every cell at every step, as OpenFWI's were made.
+    pub fn modelling(&self) -> Self {
+        let (precision, fidelity) = (Some(PrecisionArg::F32), Some(FidelityArg::Exact));
+        Self { backend: Backend::Cpu, precision, fidelity, ..self.clone() }
+    }
+
     /// The same engine with so many bytes for fields and data.
     pub fn with_budget(&self, bytes: u64) -> Self {
         Self { max_memory: Some(bytes.saturating_add(BASE_BYTES)), ..self.clone() }

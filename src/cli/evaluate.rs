@@ -39,7 +39,8 @@ pub struct Args {
     engine: Engine,
 }
 
-fn parse_maps(text: &str) -> std::result::Result<(Family, PathBuf), String> {
+/// "FAMILY=FILE".
+pub fn parse_maps(text: &str) -> std::result::Result<(Family, PathBuf), String> {
     let (family, path) = text.split_once('=').ok_or("write FAMILY=FILE, as in CurveVel_A=maps.npy")?;
     Ok((family.parse().map_err(|e: Error| e.to_string())?, path.into()))
 }
@@ -78,11 +79,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     note(format_args!("engine: {}; memory: {} for the prior", propagator.describe(), opened.memory));
     let mut tables = vec![];
     for (family, path) in &args.maps {
-        let mut file = Maps::open(path, survey.map_shape(), &Limits::default())?;
-        let maps = (0..file.len()).map(|i| file.get(i)).collect::<Result<Vec<_>>>()?;
-        for (i, map) in maps.iter().enumerate() {
-            usable(Model::from_map(map.clone()), None, &survey, path, i)?;
-        }
+        let maps = read_maps(path, usize::MAX, &survey)?;
         tables.push(table(*family, true, maps, &*propagator, &*opened.prior, &survey)?);
     }
     for family in Family::ALL {
@@ -98,6 +95,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         write_atomic(path, |w| w.write_all(&text))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The first maps of a file, at most `most` of them, all of which the survey can compute.
+pub fn read_maps(path: &Path, most: usize, survey: &Survey) -> Result<Vec<Array2<f64>>> {
+    let mut file = Maps::open(path, survey.map_shape(), &Limits::default())?;
+    let count = file.len().min(most);
+    (0..count).map(|i| Ok(usable(Model::from_map(file.get(i)?), None, survey, path, i)?.vp)).collect()
 }
 
 /// Errors when the figures would be written over what is read.

@@ -5,7 +5,7 @@ use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
 use super::options::{memory_line, observe, peak_memory, same_file};
-use super::prior_options::{PriorOptions, StartFrom, expected_error, memory_limit};
+use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
 use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, VELOCITY, VELOCITY_FIGURE};
 use fwi::invert::{Inversion, Outcome, Settings, Start, StopReason};
 use fwi::io::{Limits, read_map, write_array, write_atomic};
@@ -77,9 +77,6 @@ struct Beginning {
     origin: Origin,
 }
 
-/// Least error that is believed of a prior, m/s.
-const LEAST_ERROR: f64 = 10.0;
-
 impl Args {
     fn plan(&self) -> Result<Plan> {
         let survey = Survey::openfwi();
@@ -131,8 +128,7 @@ impl Args {
             "group": class.group.name(),
             "families": probabilities,
         });
-        let confidence = prediction.error.as_ref().map(|e| e.mapv(|e| f64::from(e).max(LEAST_ERROR)));
-        Ok((Start::Map(prediction.velocity.mapv(f64::from)), confidence, Some(said)))
+        Ok((Start::Map(prediction.velocity.mapv(f64::from)), confidence(&prediction), Some(said)))
     }
 
     fn say(&self, text: &str) {

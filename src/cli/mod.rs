@@ -2,6 +2,9 @@
 
 mod batch;
 mod batchdir;
+mod bench;
+mod bench_file;
+mod bench_table;
 mod check;
 mod classify;
 mod doctor;
@@ -73,6 +76,8 @@ enum Command {
     Prior(prior::Args),
     /// Tell the families of gathers
     Classify(classify::Args),
+    /// Measure whole inversions against known maps, by family
+    Bench(bench::Args),
     /// Draw maps, gathers and logs as PNG
     Plot(plot::Args),
     /// Tell what this machine offers: instruction sets, cores, memory, versions
@@ -95,6 +100,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::GpuCheck(args) => gpu_check::run(args),
         Command::Prior(args) => prior::run(args),
         Command::Classify(args) => classify::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Doctor => doctor::run(),
         #[cfg(unix)]

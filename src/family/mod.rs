@@ -1,5 +1,6 @@
 //! The families of maps, and what the data alone tell about the family of a map.
 
+pub mod bench;
 mod classify;
 mod names;
 mod recipe;

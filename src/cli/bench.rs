@@ -1,0 +1,324 @@
+//! `fwi bench families`: whole inversions of modelled or given gathers whose maps are known, by family.
+
+use super::bench_file::CaseFile;
+use super::bench_table::{Watch, show};
+use super::engine::Engine;
+use super::evaluate::{parse_maps, read_maps};
+use super::method::Signals;
+use super::note;
+use super::options::{parse_duration, same_file};
+use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
+use clap::Subcommand;
+use fwi::family::Recipe;
+use fwi::family::bench::Case;
+use fwi::invert::{Inversion, Settings, Start, StopReason};
+use fwi::io::{Gathers, Limits};
+use fwi::misfit::L2;
+use fwi::prior::predict_one;
+use fwi::synth::draw;
+use fwi::{Error, Family, Gather, Model, Observed, Propagator, Result, Survey};
+use ndarray::Array2;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Measure.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Invert the gathers of known maps one after the other; print errors, data rms, evaluations and seconds by family
+    Families(Box<Families>),
+}
+
+/// Measure by family.
+#[derive(clap::Args)]
+struct Families {
+    /// Families to measure [default: all ten, or those of --maps]
+    #[arg(long, value_name = "FAMILY,..", value_delimiter = ',', value_parser = parse_family)]
+    families: Vec<Family>,
+    /// Maps of each family; of a file, its first
+    #[arg(short, long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    n: u64,
+    /// Seed of the synthetic maps
+    #[arg(long, default_value = "2026")]
+    seed: u64,
+    /// True maps of a family, as in CurveVel_A=maps.npy, in place of synthetic ones; may be given several times
+    #[arg(long, value_name = "FAMILY=MAPS", value_parser = parse_maps)]
+    maps: Vec<(Family, PathBuf)>,
+    /// The gathers of a family's --maps, in their order, in place of modelled ones
+    #[arg(long, value_name = "FAMILY=GATHERS", value_parser = parse_maps)]
+    gathers: Vec<(Family, PathBuf)>,
+    /// Where every inversion begins: "prior" (the network in this binary) or "gradient" [default: prior]
+    #[arg(long, value_name = "prior|gradient")]
+    start: Option<String>,
+    /// Start from what this prior predicts: a name or an ONNX file; several are combined
+    #[arg(long, value_name = "NAME|FILE,..", value_delimiter = ',', conflicts_with = "start")]
+    prior: Vec<String>,
+    /// Invert everything by the recipe in a TOML file
+    #[arg(long, value_name = "FILE")]
+    recipe: PathBuf,
+    /// Most time for a gather, such as 90s, 10m or 1h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    time_limit: Option<Duration>,
+    /// Write a line of JSON for every gather as it ends, and one of the summary
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Take over from --json what it holds of the same maps, gathers and settings
+    #[arg(long, requires = "json")]
+    resume: bool,
+    /// Overwrite --json
+    #[arg(long, requires = "json", conflicts_with = "resume")]
+    force: bool,
+    /// Say nothing but results and errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    prior_options: PriorOptions,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+fn parse_family(text: &str) -> std::result::Result<Family, String> {
+    text.parse().map_err(|e: Error| e.to_string())
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::Families(args) => families(&args),
+    }
+}
+
+/// The maps of a family, and their gathers where they are given.
+struct Set {
+    family: Family,
+    origin: String,
+    maps: Vec<Array2<f64>>,
+    gathers: Option<PathBuf>,
+}
+
+impl Families {
+    fn sets(&self, survey: &Survey) -> Result<Vec<Set>> {
+        let fail = |what: String| Err(Error::Usage(what));
+        let given = |list: &[(Family, PathBuf)], family| list.iter().find(|(f, _)| *f == family).map(|p| p.1.clone());
+        for list in [&self.maps, &self.gathers] {
+            if let Some((_, (f, _))) = list.iter().enumerate().find(|(i, (f, _))| list[..*i].iter().any(|p| p.0 == *f))
+            {
+                return fail(format!("{f} is given two files; put its maps into one"));
+            }
+        }
+        if let Some((f, _)) = self.gathers.iter().find(|(f, _)| given(&self.maps, *f).is_none()) {
+            return fail(format!("--gathers {f} needs the true maps, too; give them with --maps {f}=FILE"));
+        }
+        let mut families = self.families.clone();
+        families.extend(self.maps.iter().map(|p| p.0));
+        if families.is_empty() {
+            families.extend(Family::ALL);
+        }
+        families.sort();
+        families.dedup();
+        let mut sets = vec![];
+        for family in families {
+            let (origin, maps) = match given(&self.maps, family) {
+                Some(path) => (path.display().to_string(), read_maps(&path, self.n as usize, survey)?),
+                None => {
+                    let maps = (0..self.n).map(|i| draw(family, self.seed, i).mapv(f64::from)).collect();
+                    (format!("synthetic, seed {}", self.seed), maps)
+                }
+            };
+            let gathers = given(&self.gathers, family);
+            if let Some(path) = &gathers {
+                let found = Gathers::open(path, survey.gather_shape(), &Limits::default())?.len();
+                if found < maps.len() {
+                    let problem = format!("holds {found} gathers for {} maps; lower -n or give all", maps.len());
+                    return Err(Error::input(path, problem));
+                }
+            }
+            sets.push(Set { family, origin, maps, gathers });
+        }
+        Ok(sets)
+    }
+
+    /// Errors when the results would be written over what is read.
+    fn check_outputs(&self) -> Result<()> {
+        let Some(json) = &self.json else { return Ok(()) };
+        let read = self.maps.iter().chain(&self.gathers).map(|p| &p.1).chain([&self.recipe]);
+        match read.chain(&self.prior.iter().map(PathBuf::from).collect::<Vec<_>>()).any(|p| same_file(p, json)) {
+            true => Err(Error::Usage(format!("{}: would be overwritten; choose another name", json.display()))),
+            false => Ok(()),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            note(text);
+        }
+    }
+}
+
+/// Everything that the inversions share.
+struct Bench<'a> {
+    args: &'a Families,
+    survey: Survey,
+    recipe: Recipe,
+    prior: Option<Opened>,
+    modelling: Box<dyn Propagator>,
+    coarse: Box<dyn Propagator>,
+    fine: Option<Box<dyn Propagator>>,
+    signals: Signals,
+}
+
+fn families(args: &Families) -> Result<ExitCode> {
+    let survey = Survey::openfwi();
+    args.check_outputs()?;
+    let sets = args.sets(&survey)?;
+    let text = std::fs::read_to_string(&args.recipe).map_err(|e| Error::io(&args.recipe, "read", e))?;
+    let recipe = Recipe::parse(&text, survey.dt).map_err(|e| Error::input(&args.recipe, e.to_string()))?;
+    let prior = match StartFrom::resolve(Some(args.start.as_deref().unwrap_or("prior")), &args.prior)? {
+        StartFrom::Gradient => None,
+        StartFrom::Maps(map) => {
+            return Err(Error::Usage(format!("--start {}: is neither \"prior\" nor \"gradient\"", map.display())));
+        }
+        StartFrom::Priors(names) => {
+            let memory = memory_limit(args.engine.max_memory);
+            Some(args.prior_options.open(&names, args.engine.threads, memory, args.quiet)?)
+        }
+    };
+    let bench = Bench {
+        args,
+        modelling: args.engine.modelling().propagator(survey.clone())?,
+        coarse: args.engine.propagator(survey.clone())?,
+        fine: args.engine.refined().map(|e| e.propagator(survey.clone())).transpose()?,
+        survey,
+        recipe,
+        prior,
+        signals: Signals::install()?,
+    };
+    let mut file = CaseFile::open(args.json.as_deref(), args.resume, args.force)?;
+    bench.report(&sets);
+    let (mut cases, mut failure) = (vec![], None);
+    let total: usize = sets.iter().map(|s| s.maps.len()).sum();
+    for set in &sets {
+        for number in 0..set.maps.len() {
+            let watch = Watch::new(set.family, number, cases.len(), total, args.quiet);
+            match bench.case(set, number, &file, watch) {
+                Ok((case, known)) => {
+                    if !known {
+                        file.append(&case)?;
+                    }
+                    cases.push(case);
+                }
+                Err(e @ (Error::Interrupted { .. } | Error::Device { .. })) => {
+                    show(&cases)?;
+                    return Err(e);
+                }
+                Err(e) => {
+                    note(format_args!("{} {number}: {e}", set.family));
+                    failure.get_or_insert(e.exit_code());
+                }
+            }
+        }
+    }
+    let summary = show(&cases)?;
+    file.append(&summary)?;
+    Ok(failure.map_or(ExitCode::SUCCESS, ExitCode::from))
+}
+
+impl Bench<'_> {
+    fn report(&self, sets: &[Set]) {
+        let gathers: usize = sets.iter().map(|s| s.maps.len()).sum();
+        self.args.say(&format!("{gathers} gathers of {} families, recipe {}", sets.len(), self.recipe.name));
+        match &self.prior {
+            Some(opened) => self.args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory)),
+            None => self.args.say("start: gradient"),
+        }
+        self.args.say(&format!("engine: {}", self.coarse.describe()));
+        if let Some(fine) = &self.fine {
+            self.args.say(&format!("engine of refined stages: {}", fine.describe()));
+        }
+    }
+
+    /// How a gather is inverted.
+    fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// A case, and whether the file had it already.
+    fn case(&self, set: &Set, number: usize, file: &CaseFile, mut watch: Watch) -> Result<(Case, bool)> {
+        let truth = &set.maps[number];
+        let given = set.gathers.as_deref().map(|path| self.given(path, number)).transpose()?;
+        let key = self.key(truth, given.as_ref());
+        if let Some(case) = file.find(set.family, &key) {
+            return Ok((case.clone(), true));
+        }
+        let gather = match given {
+            Some(gather) => gather,
+            None => self.modelling.forward(&[Model::from_map(truth.clone())])?.remove(0),
+        };
+        let observed = Observed::new(gather);
+        let (start, deviations) = self.start(&observed)?;
+        let recipe = self.recipe();
+        let settings = self.settings(recipe);
+        let evaluation_seconds = self.time_evaluation(&start, &observed, &settings)?;
+        let mut inversion = Inversion::new(&*self.coarse, &observed, settings)?.truth(truth)?;
+        inversion = inversion.cancel(&self.signals.stop).threads(self.args.engine.threads);
+        if let Some(fine) = &self.fine {
+            inversion = inversion.refine(&**fine)?;
+        }
+        if let Some(deviations) = deviations {
+            inversion = inversion.confidence(deviations)?;
+        }
+        let outcome = inversion.run(&start, &mut watch)?;
+        if outcome.stop == StopReason::Cancelled {
+            return Err(self.signals.interruption(self.args.json.as_deref().unwrap_or(Path::new("no file"))));
+        }
+        let maps = set.origin.clone();
+        let name = recipe.name.clone();
+        let case = Case::new(set.family, maps, number as u64, key, name, &outcome, truth, evaluation_seconds);
+        watch.ended(&case);
+        Ok((case, false))
+    }
+
+    fn given(&self, path: &Path, number: usize) -> Result<Gather> {
+        let mut gathers = Gathers::open(path, self.survey.gather_shape(), &Limits::default())?;
+        Ok(Gather::new(gathers.get(number)?))
+    }
+
+    fn start(&self, observed: &Observed) -> Result<(Start, Option<Array2<f64>>)> {
+        let Some(opened) = &self.prior else { return Ok((Start::Gradient, None)) };
+        let prediction = predict_one(&*opened.prior, observed)?;
+        let deviations = confidence(&prediction);
+        Ok((Start::Map(prediction.velocity.mapv(f64::from)), deviations))
+    }
+
+    fn settings(&self, recipe: &Recipe) -> Settings {
+        Settings { stages: recipe.stages.clone(), time_limit: self.args.time_limit, ..Settings::default() }
+    }
+
+    /// Seconds of an evaluation at the start; the first one, which takes memory, does not count.
+    fn time_evaluation(&self, start: &Start, observed: &Observed, settings: &Settings) -> Result<f64> {
+        let model = [start.model(&self.survey, observed, settings.bounds)?];
+        let observed = std::slice::from_ref(observed);
+        self.coarse.misfit_and_gradient(&model, observed, &L2)?;
+        let begin = Instant::now();
+        self.coarse.misfit_and_gradient(&model, observed, &L2)?;
+        Ok(begin.elapsed().as_secs_f64().max(1e-9))
+    }
+
+    /// Checksum of a map, its gather where it is given, and all that decides what becomes of them.
+    fn key(&self, truth: &Array2<f64>, gather: Option<&Gather>) -> String {
+        let mut hash = Sha256::new();
+        let prior = self.prior.as_ref().map(|p| p.prior.describe());
+        let engines = (self.coarse.arithmetic(), self.fine.as_ref().map(|f| f.arithmetic()));
+        let options = (self.args.engine.threads, &self.args.prior_options);
+        hash.update(format!("{:?}{prior:?}{engines:?}{options:?}", self.settings(self.recipe())).as_bytes());
+        truth.iter().chain(gather.into_iter().flat_map(|g| &g.data)).for_each(|v| hash.update(v.to_le_bytes()));
+        hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+}

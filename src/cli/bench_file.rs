@@ -1,0 +1,61 @@
+//! The file of a bench: a line of JSON a gather, from which `--resume` goes on.
+
+use fwi::family::bench::Case;
+use fwi::io::write_atomic;
+use fwi::{Error, Family, Result};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// Largest file that is read, bytes: some 100,000 gathers.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// What earlier runs measured, and where this one adds to it.
+pub struct CaseFile {
+    known: Vec<Case>,
+    to: Option<(PathBuf, File)>,
+}
+
+impl CaseFile {
+    /// Opens or begins a file. Errors when there is one already and nothing says what to do with it.
+    pub fn open(path: Option<&Path>, resume: bool, force: bool) -> Result<Self> {
+        let Some(path) = path else { return Ok(Self { known: vec![], to: None }) };
+        if path.exists() && !resume && !force {
+            let problem = "exists; continue it with --resume, replace it with --force or choose another --json";
+            return Err(Error::Usage(format!("{}: {problem}", path.display())));
+        }
+        // a line that a kill cut short, and the summary, are left out
+        let text = if resume { read(path)? } else { String::new() };
+        let parsed = text.lines().filter_map(|l| serde_json::from_str::<Case>(l).ok().map(|case| (l, case)));
+        let (lines, known): (Vec<&str>, Vec<Case>) = parsed.unzip();
+        write_atomic(path, |w| lines.iter().try_for_each(|l| writeln!(w, "{l}")))?;
+        let file = fs::OpenOptions::new().append(true).open(path).map_err(|e| Error::io(path, "write", e))?;
+        Ok(Self { known, to: Some((path.to_path_buf(), file)) })
+    }
+
+    /// What an earlier run measured.
+    pub fn find(&self, family: Family, key: &str) -> Option<&Case> {
+        self.known.iter().find(|c| c.family == family.name() && c.key == key)
+    }
+
+    /// Adds a line.
+    pub fn append(&mut self, line: &impl serde::Serialize) -> Result<()> {
+        let Some((path, file)) = &mut self.to else { return Ok(()) };
+        let mut text = serde_json::to_string(line).expect("numbers and texts");
+        text.push('\n');
+        file.write_all(text.as_bytes()).map_err(|e| Error::io(&*path, "write", e))
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let size = match fs::metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(String::new()),
+        found => found.map_err(|e| Error::io(path, "read", e))?.len(),
+    };
+    if size > MAX_BYTES {
+        let problem = format!("is larger than the {} MB that a bench writes; choose another --json", MAX_BYTES >> 20);
+        return Err(Error::input(path, problem));
+    }
+    let bytes = fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
