@@ -21,7 +21,7 @@ use crate::curvature::Symmetric;
 use crate::misfit::L2;
 use crate::reg::{Hold, MeanMap, Regulariser, RegulariserSpec, TieVmin};
 use crate::wave::Evaluation;
-use crate::{Error, Model, Result};
+use crate::{Error, Model, Observed, Result};
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 use ndarray::Array2;
@@ -54,8 +54,13 @@ const VMIN_STEP: f64 = 50.0;
 const TIE: f64 = 0.3;
 /// Standard deviation of the velocities that the first sample tells, m/s.
 const KNOWN: f64 = 0.1;
+/// Share of the coupling between `vmin` and the cells that counts: its row is exact and the other rows are not, which
+/// could make the matrix indefinite.
+const COUPLING: f64 = 0.97;
 /// Shares of a step that are tried.
 const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
+/// What is added to the diagonal, as a share of its largest entry, until the matrix is positive definite.
+const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
 /// Mean change of an unknown, m/s, below which the inner steps have converged.
 const STILL: f64 = 0.02;
 /// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
@@ -92,6 +97,7 @@ struct Problem<'a, 'i> {
     inversion: &'a Inversion<'i>,
     stage: &'a Stage,
     newton: &'a Newton,
+    data: Observed,
     regularisers: Vec<Box<dyn Regulariser>>,
     space: Space,
     index: usize,
@@ -145,7 +151,7 @@ impl<'i> Inversion<'i> {
                 return Ok(Halt::Stage(StopReason::LineSearch { why }));
             }
         }
-        if let Some(begin) = state.begin.take_if(|begin| problem.space.is_flat() && worse(&state.entry, begin)) {
+        if let Some(begin) = state.begin.take_if(|begin| problem.guesses() && worse(&state.entry, begin)) {
             state.entry = begin;
             state.ledger.best = Some(state.entry.clone());
             return Ok(Halt::Stage(StopReason::Undone));
@@ -201,7 +207,13 @@ impl<'a, 'i> Problem<'a, 'i> {
         if stage.vmin == Vmin::Tied {
             regularisers.push(Box::new(TieVmin { sigma: TIE }));
         }
-        Ok(Self { inversion, stage, newton, regularisers, space, index: state.stage, clock })
+        let data = inversion.data(stage);
+        Ok(Self { inversion, stage, newton, data, regularisers, space, index: state.stage, clock })
+    }
+
+    /// Whether the stage takes the map to be flat where it may not be.
+    fn guesses(&self) -> bool {
+        matches!(self.newton.unknowns, Unknowns::Patches { .. }) && self.stage.until.is_none()
     }
 
     /// One step from `state.entry`: whether the objective fell, or why nothing may be evaluated any more.
@@ -265,7 +277,7 @@ impl<'a, 'i> Problem<'a, 'i> {
     /// A model that the scheme cannot compute costs infinitely much.
     fn evaluate(&self, model: &Model, noise: f64, state: &mut State) -> Result<At> {
         let one = std::slice::from_ref(model);
-        let observed = std::slice::from_ref(self.inversion.data());
+        let observed = std::slice::from_ref(&self.data);
         let engine = self.inversion.engine(self.stage);
         state.ledger.evaluations += 1;
         state.ledger.stage_evaluations += 1;
@@ -287,7 +299,7 @@ impl<'a, 'i> Problem<'a, 'i> {
     fn normal_matrix(&self, model: &Model, state: &mut State) -> Result<Symmetric> {
         let begin = std::time::Instant::now();
         let curvature = self.inversion.curvature()?;
-        let mask = &self.inversion.data().mask;
+        let mask = &self.data.mask;
         let (cells, _) = curvature.normal_matrix(model, mask, &self.space.columns())?;
         let n = cells.len();
         let one = std::slice::from_ref(model);
@@ -300,13 +312,27 @@ impl<'a, 'i> Problem<'a, 'i> {
         let mut lower = Mat::zeros(n + 1, n + 1);
         for j in 0..n {
             lower.col_as_slice_mut(j)[j..n].copy_from_slice(&cells.lower.col_as_slice(j)[j..]);
-            lower[(n, j)] = row[j];
+            lower[(n, j)] = COUPLING * row[j];
         }
         lower[(n, n)] = row[n];
         state.ledger.normal_matrices += 1;
         state.ledger.stage_normal_matrices += 1;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
         Ok(Symmetric { lower })
+    }
+
+    /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
+    fn factor(&self, matrix: &mut Mat<f64>) -> Result<faer::linalg::solvers::Llt<f64>> {
+        let n = matrix.ncols();
+        let largest = (0..n).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
+        for ridge in RIDGES {
+            (0..n).for_each(|i| matrix[(i, i)] += ridge * largest);
+            if let Ok(factor) = matrix.llt(Side::Lower) {
+                return Ok(factor);
+            }
+        }
+        let what = "the normal matrix is not positive definite; give the stage a regulariser";
+        Err(Error::Numerical(format!("stage \"{}\": {what}", self.stage.name)))
     }
 
     /// The unknowns' change that minimises the linearised data and the regularisers.
@@ -330,10 +356,7 @@ impl<'a, 'i> Problem<'a, 'i> {
                 let prior = self.space.pull(&r.gradient(&at));
                 gradient.iter_mut().zip(prior).for_each(|(g, p)| *g += p);
             }
-            let factor = matrix.llt(Side::Lower).map_err(|_| {
-                let what = "the normal matrix is not positive definite; give the stage a regulariser";
-                Error::Numerical(format!("stage \"{}\": {what}", self.stage.name))
-            })?;
+            let factor = self.factor(&mut matrix)?;
             let mut step = Mat::from_fn(n, 1, |i, _| -gradient[i]);
             factor.solve_in_place(step.as_mut());
             let moved = (0..n).map(|i| step[(i, 0)].abs()).sum::<f64>() / n as f64;

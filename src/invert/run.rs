@@ -178,8 +178,14 @@ impl<'a> Inversion<'a> {
         &self.settings
     }
 
-    pub(super) fn data(&self) -> &'a Observed {
-        self.observed
+    /// What of the gather counts in a stage. The samples are shared.
+    pub(super) fn data(&self, stage: &Stage) -> Observed {
+        let mut data = self.observed.clone();
+        if let Some(until) = stage.until {
+            let samples = (until / self.propagator.survey().dt).ceil() as usize;
+            data.mask.nt = data.mask.nt.min(samples.max(1));
+        }
+        data
     }
 
     pub(super) fn held(&self) -> &[(usize, f64)] {
@@ -314,7 +320,7 @@ impl<'a> Inversion<'a> {
         if state.entry.data_rms.is_nan() {
             let one = std::slice::from_ref(&state.entry.model);
             let synthetic = self.engine(stage).forward(one)?.remove(0);
-            state.entry.data_rms = self.observed.rms(&synthetic);
+            state.entry.data_rms = self.data(stage).rms(&synthetic);
         }
         Ok(state.entry.data_rms <= limit)
     }
@@ -350,9 +356,10 @@ impl<'a> Inversion<'a> {
         let stage = &s.stages[state.stage];
         let survey = self.propagator.survey();
         let scale = state.at.as_ref().map_or(1.0, |at| at.scale);
+        let data = self.data(stage);
         let objective = Objective {
             propagator: self.engine(stage),
-            observed: self.observed,
+            observed: &data,
             truth: self.truth,
             misfit: self.misfit(stage)?,
             encoding: Encoding::new(stage, survey.map_shape(), s.bounds, &self.held),
@@ -497,7 +504,7 @@ impl<'a> Inversion<'a> {
         let mut hasher = crc32fast::Hasher::new();
         let s = &self.settings;
         let paths: Vec<_> =
-            s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin, g.refined, g.skip_below, &g.newton, g.round)).collect();
+            s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin, g.refined, g.skip_below, g.until, &g.newton, g.round)).collect();
         let o = self.observed;
         let engines = (self.propagator.arithmetic(), self.fine.map(|p| p.arithmetic()));
         let words =
