@@ -7,6 +7,7 @@ mod classify;
 mod doctor;
 mod engine;
 mod evaluate;
+mod explain;
 mod forward;
 mod gather_list;
 mod gpu_check;
@@ -17,6 +18,8 @@ mod options;
 mod plot;
 mod prior;
 mod prior_options;
+mod recipe_choice;
+mod recipes;
 mod rundir;
 mod stats;
 mod stream;
@@ -73,6 +76,8 @@ enum Command {
     Prior(prior::Args),
     /// Tell the families of gathers
     Classify(classify::Args),
+    /// Recipes, how the maps of a group are inverted: list, show
+    Recipes(recipes::Args),
     /// Draw maps, gathers and logs as PNG
     Plot(plot::Args),
     /// Tell what this machine offers: instruction sets, cores, memory, versions
@@ -95,6 +100,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::GpuCheck(args) => gpu_check::run(args),
         Command::Prior(args) => prior::run(args),
         Command::Classify(args) => classify::run(args),
+        Command::Recipes(args) => recipes::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Doctor => doctor::run(),
         #[cfg(unix)]

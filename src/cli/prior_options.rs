@@ -9,6 +9,7 @@ use fwi::prior::{Augment, Combine, Combined, Flipped, Info, Network, Prediction,
 #[cfg(unix)]
 use fwi::prior::{Isolated, WorkerLimits};
 use fwi::{Error, Family, Prior, Result, Survey};
+use ndarray::Array2;
 use std::path::{Path, PathBuf};
 
 /// How priors are computed.
@@ -271,6 +272,14 @@ pub fn families(prediction: &Prediction) -> Option<String> {
         .map(|(_, (f, q))| format!("{f} {:.0}%", 100.0 * q))
         .collect();
     Some(words.join(", "))
+}
+
+/// Least error that is believed of a prior, m/s.
+const LEAST_ERROR: f64 = 10.0;
+
+/// The errors that a prior expects of its map, m/s, as standard deviations of a start.
+pub fn confidence(prediction: &Prediction) -> Option<Array2<f64>> {
+    prediction.error.as_ref().map(|e| e.mapv(|e| f64::from(e).max(LEAST_ERROR)))
 }
 
 /// Mean of the error that the prior expects, m/s.

@@ -21,6 +21,8 @@ pub struct Task {
     pub observed: Observed,
     /// Where it begins.
     pub start: Start,
+    /// What summaries call the start.
+    pub start_name: String,
     /// The true map (nz, nx) in m/s, for the outcome's error.
     pub truth: Option<Array2<f64>>,
     /// Standard deviations (nz, nx) of the start, m/s, where a prior tells them.
@@ -34,7 +36,8 @@ pub struct Task {
 impl Task {
     /// An inversion by the settings of all, without more than a gather and a start.
     pub fn new(observed: Observed, start: Start) -> Self {
-        Self { observed, start, truth: None, confidence: None, attempts: vec![], threads: 0 }
+        let start_name = if start == Start::Gradient { "gradient" } else { "map" }.into();
+        Self { observed, start, start_name, truth: None, confidence: None, attempts: vec![], threads: 0 }
     }
 }
 
@@ -141,7 +144,7 @@ where
     }
 
     fn invert(&self, job: &J) -> Result<Outcome> {
-        let Task { observed, start, truth, confidence, attempts, threads } = (self.load)(job)?;
+        let Task { observed, start, start_name: name, truth, confidence, attempts, threads } = (self.load)(job)?;
         let inversion = |settings: &Settings| -> Result<Inversion> {
             let mut inversion = Inversion::new(self.propagator, &observed, settings.clone())?;
             inversion = inversion.cancel(self.cancel).threads(threads);
@@ -155,8 +158,7 @@ where
         };
         let mut watch = Watch(&self.failed);
         if !attempts.is_empty() {
-            let name = if start == Start::Gradient { "gradient" } else { "prior" };
-            let first = FirstStart { start, name: name.into(), confidence };
+            let first = FirstStart { start, name, confidence };
             return invert_with_fallbacks(&attempts, &first, &inversion, &mut watch);
         }
         let mut one = inversion(self.settings)?;

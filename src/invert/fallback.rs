@@ -127,7 +127,7 @@ fn summary(attempt: &Attempt, start: &str, outcome: &Outcome, before: &[Finished
     AttemptSummary {
         recipe: attempt.recipe.clone(),
         start: start.into(),
-        data_rms: outcome.data_rms,
+        data_rms: Some(outcome.data_rms).filter(|rms| rms.is_finite()),
         mae: outcome.mae.filter(|m| m.is_finite()),
         evaluations: since(|o| o.evaluations),
         normal_matrices: since(|o| o.normal_matrices),

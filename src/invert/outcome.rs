@@ -103,8 +103,8 @@ pub struct AttemptSummary {
     pub recipe: String,
     /// Where it began: "gradient", "prior" or the file.
     pub start: String,
-    /// Data rms reached, in the data's units; not a number where a limit left it no evaluation.
-    pub data_rms: f64,
+    /// Data rms reached, in the data's units; none where a limit left it no evaluation.
+    pub data_rms: Option<f64>,
     /// Mean absolute error against the truth, m/s, if that was given.
     pub mae: Option<f64>,
     /// Evaluations of this attempt alone.
