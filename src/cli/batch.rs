@@ -10,9 +10,7 @@ use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_l
 use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
 use fwi::family::{self, Recipe};
-use fwi::invert::{
-    Attempt, Outcome, Settings, Stage, Start, Task, bytes_per_inversion, invert_many, newton_bytes,
-};
+use fwi::invert::{Attempt, Outcome, Settings, Stage, Start, Task, bytes_per_inversion, invert_many, newton_bytes};
 use fwi::io::{Limits, read_map};
 use fwi::prior::predict_one;
 use fwi::wave::Dispatch;
@@ -35,9 +33,9 @@ pub struct Args {
     /// Inversions at a time [default: as many as keep the device busy and fit the memory]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     in_flight: Option<u32>,
-    /// Starting models: "prior" (what the network in this binary predicts; the default if there is one), "gradient"
-    /// (exact source velocities, growing with depth), or maps in m/s: one for all, a stack in the gathers' order, or a
-    /// directory of ID.npy
+    /// Starting models: "prior" (what the network in this binary predicts), "gradient" (exact source velocities, growing
+    /// with depth), or maps in m/s: one for all, a stack in the gathers' order, or a directory of ID.npy [default: what the
+    /// recipe named says, else the prior if there is one]
     #[arg(long, value_name = "prior|gradient|MAPS")]
     start: Option<String>,
     /// Start from the maps that this prior predicts: a name or an ONNX file; several are combined

@@ -9,11 +9,11 @@ use super::options::{memory_line, observe, peak_memory, same_file};
 use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
 use super::recipe_choice::{Choice, Chosen, load, without_recipe};
 use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, VELOCITY, VELOCITY_FIGURE};
+use fwi::family::Recipe;
 use fwi::invert::{
     Attempt, FirstStart, Inversion, Outcome, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes,
     resume_with_fallbacks,
 };
-use fwi::family::Recipe;
 use fwi::io::{Limits, read_map, write_array, write_atomic};
 use fwi::prior::predict_one;
 use fwi::{Error, Observed, Propagator, Result, Survey, family, plot};
@@ -36,8 +36,8 @@ pub struct Args {
     /// Which gather of a stack, from 0
     #[arg(long, value_name = "I", default_value_t = 0)]
     index: usize,
-    /// Starting model: "prior" (what the network in this binary predicts; the default if there is one), "gradient" (exact
-    /// source velocities, growing with depth) or a map (70, 70) in m/s
+    /// Starting model: "prior" (what the network in this binary predicts), "gradient" (exact source velocities, growing
+    /// with depth) or a map (70, 70) in m/s [default: what the recipe named says, else the prior if there is one]
     #[arg(long, value_name = "prior|gradient|MAP")]
     start: Option<String>,
     /// Start from the map that this prior predicts: a name or an ONNX file; several are combined

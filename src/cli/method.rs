@@ -1,7 +1,7 @@
 //! How to optimise and when to stop: options and signals that `fwi invert` and `fwi batch` share.
 
-use super::recipe_choice::{Choice, load};
 use super::options::{parse_duration, parse_positive};
+use super::recipe_choice::{Choice, load};
 use fwi::invert::{Settings, Stage, prior_schedule};
 use fwi::{Error, Family, Result, Survey};
 use signal_hook::consts::{SIGINT, SIGTERM};

@@ -112,7 +112,10 @@ impl Recipe {
         let mut bytes = Vec::new();
         File::open(path).map_err(fail)?.take(LONGEST + 1).read_to_end(&mut bytes).map_err(fail)?;
         if bytes.len() as u64 > LONGEST {
-            return Err(Error::input(path, "is longer than 1 MB and no recipe; name a TOML file with [[stage]] tables"));
+            return Err(Error::input(
+                path,
+                "is longer than 1 MB and no recipe; name a TOML file with [[stage]] tables",
+            ));
         }
         let text = String::from_utf8(bytes)
             .map_err(|_| Error::input(path, "is no text and so no recipe; name a TOML file with [[stage]] tables"))?;

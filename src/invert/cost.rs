@@ -80,11 +80,7 @@ impl Newton {
 
 /// Most bytes that the Gauss-Newton stages among these take besides the propagator's; 0 without any. `threads` as of
 /// [`Inversion::threads`](super::Inversion::threads).
-pub fn newton_bytes<'a>(
-    stages: impl IntoIterator<Item = &'a Stage>,
-    survey: &Survey,
-    threads: usize,
-) -> Result<u64> {
+pub fn newton_bytes<'a>(stages: impl IntoIterator<Item = &'a Stage>, survey: &Survey, threads: usize) -> Result<u64> {
     let stages: Vec<&Stage> = stages.into_iter().filter(|s| s.newton.is_some()).collect();
     if stages.is_empty() {
         return Ok(0);
