@@ -116,40 +116,32 @@ impl<'i> Inversion<'i> {
     ) -> Result<Halt> {
         if state.step == 0 {
             state.begin = Some(state.entry.clone());
+            state.failed = 0;
         }
         let problem = Problem::new(self, stage, newton, state, clock)?;
         let limits = self.limits(stage);
         if state.step == 0 {
             problem.space.prepare(&mut state.entry.model);
         }
-        let mut failed = 0;
-        while state.step < newton.noise.len() {
+        loop {
+            if let Some(halt) = self.newton_ended(state, stage) {
+                return Ok(halt);
+            }
+            if state.step >= newton.noise.len() {
+                break;
+            }
             if let Some(halt) = limits.halt(&state.ledger, &clock) {
                 return Ok(halt);
             }
             let noise = newton.noise[state.step];
             match problem.step(state, noise, &limits, observer)? {
-                Ok(true) => failed = 0,
-                Ok(false) => failed += 1,
+                Ok(true) => state.failed = 0,
+                Ok(false) => state.failed += 1,
                 Err(halt) => return Ok(halt),
             }
             state.step += 1;
             state.seconds = clock.seconds();
             observer.checkpoint(state)?;
-            let rms = state.entry.data_rms;
-            let reached = |t: Option<f64>| {
-                t.filter(|t| rms <= *t).map(|target| StopReason::TargetReached { rms, target })
-            };
-            if let Some(stop) = reached(self.settings().target_rms) {
-                return Ok(Halt::All(stop));
-            }
-            if let Some(stop) = reached(stage.target_rms) {
-                return Ok(Halt::Stage(stop));
-            }
-            if failed == 2 {
-                let why = "no share of two steps running lowers the objective".into();
-                return Ok(Halt::Stage(StopReason::LineSearch { why }));
-            }
         }
         if let Some(begin) = state.begin.take_if(|begin| problem.guesses() && worse(&state.entry, begin)) {
             state.entry = begin;
@@ -157,6 +149,22 @@ impl<'i> Inversion<'i> {
             return Ok(Halt::Stage(StopReason::Undone));
         }
         Ok(Halt::Stage(StopReason::Completed { steps: newton.noise.len() as u64 }))
+    }
+
+    /// Whether the steps taken end the stage or everything; asked before a step, so that a resumed run asks, too.
+    fn newton_ended(&self, state: &State, stage: &Stage) -> Option<Halt> {
+        let rms = state.entry.data_rms;
+        let reached = |t: Option<f64>| {
+            t.filter(|t| state.step > 0 && rms <= *t).map(|target| StopReason::TargetReached { rms, target })
+        };
+        if let Some(stop) = reached(self.settings().target_rms) {
+            return Some(Halt::All(stop));
+        }
+        if let Some(stop) = reached(stage.target_rms) {
+            return Some(Halt::Stage(stop));
+        }
+        let why = || "no share of two steps running lowers the objective".into();
+        (state.failed == 2).then(|| Halt::Stage(StopReason::LineSearch { why: why() }))
     }
 
     fn limits(&self, stage: &Stage) -> EvaluationLimits<'_> {

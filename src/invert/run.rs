@@ -9,7 +9,7 @@ use super::objective::{Clock, EvaluationLimits, Halt, Live, Objective, mean_abso
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::stage::{Stage, default_schedule};
 use super::start::{Start, source_velocities};
-use super::state::{At, Best, Ledger, State};
+use super::state::{At, Best, Finished, Ledger, State};
 use crate::curvature::{Curvature, CurvatureOptions};
 use crate::misfit::{Misfit, MisfitSpec};
 use crate::{Error, Observed, Propagator, Result};
@@ -78,6 +78,8 @@ pub struct Inversion<'a> {
     /// Standard deviations of the start, m/s.
     confidence: Option<Array2<f64>>,
     threads: usize,
+    /// The attempts before.
+    earlier: Vec<Finished>,
     curvature: OnceLock<Curvature>,
 }
 
@@ -126,6 +128,7 @@ impl<'a> Inversion<'a> {
             held,
             confidence: None,
             threads: 0,
+            earlier: vec![],
             curvature: OnceLock::new(),
         })
     }
@@ -171,6 +174,12 @@ impl<'a> Inversion<'a> {
     /// Worker threads of normal matrices; 0, the default, takes one per core.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
+        self
+    }
+
+    /// Counts on after other attempts.
+    pub(super) fn after(mut self, earlier: Vec<Finished>) -> Self {
+        self.earlier = earlier;
         self
     }
 
@@ -234,6 +243,14 @@ impl<'a> Inversion<'a> {
     pub fn run(&self, start: &Start, observer: &mut dyn Observer) -> Result<Outcome> {
         let model = start.model(self.propagator.survey(), self.observed, self.settings.bounds)?;
         let nan = f64::NAN;
+        let before = self.earlier.last().map(|f| &f.outcome);
+        let ledger = before.map_or_else(Ledger::default, |o| Ledger {
+            evaluations: o.evaluations,
+            iterations: o.iterations,
+            normal_matrices: o.normal_matrices,
+            curvature_seconds: o.curvature_seconds,
+            ..Ledger::default()
+        });
         let state = State {
             fingerprint: self.fingerprint(),
             stage: 0,
@@ -241,11 +258,13 @@ impl<'a> Inversion<'a> {
             confidence: self.confidence.clone(),
             begin: None,
             step: 0,
+            failed: 0,
             entry: Best { model, score: nan, misfit: nan, data_rms: nan },
             at: None,
-            ledger: Ledger::default(),
-            seconds: 0.0,
+            ledger,
+            seconds: before.map_or(0.0, |o| o.seconds),
             stages: vec![],
+            earlier: self.earlier.clone(),
         };
         self.drive(state, observer)
     }
@@ -342,6 +361,7 @@ impl<'a> Inversion<'a> {
             stop,
             stages: state.stages,
             masked,
+            attempts: vec![],
         }
     }
 
