@@ -4,10 +4,12 @@ use super::engine::{BASE_BYTES, Engine};
 use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
-use super::options::{memory_line, observe, peak_memory, same_file};
+use super::options::{memory_line, observe, parse_positive, peak_memory, same_file};
 use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
-use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, VELOCITY, VELOCITY_FIGURE};
-use fwi::invert::{Inversion, Outcome, Settings, Start, StopReason};
+use super::rundir::{
+    CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, UNCERTAINTY, UNCERTAINTY_FIGURE, VELOCITY, VELOCITY_FIGURE,
+};
+use fwi::invert::{Inversion, Outcome, Settings, Start, StopReason, Uncertainty};
 use fwi::io::{Limits, read_map, write_array, write_atomic};
 use fwi::prior::predict_one;
 use fwi::{Error, Observed, Propagator, Result, Survey, family, plot};
@@ -45,6 +47,12 @@ pub struct Args {
     /// Overwrite what an earlier run left in DIR
     #[arg(long, conflicts_with = "resume")]
     force: bool,
+    /// Write the standard deviation of every cell, too: uncertainty.npy and uncertainty.png, in m/s
+    #[arg(long)]
+    uncertainty: bool,
+    /// Noise of the data that --uncertainty assumes, rms in their units [default: the data rms reached, at least 1e-5]
+    #[arg(long, value_name = "RMS", value_parser = parse_positive, requires = "uncertainty")]
+    noise: Option<f64>,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -200,7 +208,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     monitor.finish();
     let convergence = std::mem::take(&mut monitor.convergence);
     let outcome = outcome?;
-    write_outputs(&args, &plan, &origin, fine.as_deref().unwrap_or(&*propagator), &outcome, &dir, &convergence)?;
+    let uncertainty = match args.uncertainty && outcome.stop != StopReason::Cancelled {
+        true => Some(uncertainty(&args, &inversion, &outcome)?),
+        false => None,
+    };
+    let told = (&outcome, uncertainty.as_ref());
+    write_outputs(&args, &plan, &origin, fine.as_deref().unwrap_or(&*propagator), told, &dir, &convergence)?;
     conclude(&args, &outcome, &dir, &signals)
 }
 
@@ -230,12 +243,25 @@ fn report(args: &Args, plan: &Plan, origin: &Origin, propagator: &dyn Propagator
     args.say(&memory_line(fine.unwrap_or(propagator)));
 }
 
+/// The standard deviations of the result, told of.
+fn uncertainty(args: &Args, inversion: &Inversion, outcome: &Outcome) -> Result<Uncertainty> {
+    let begin = std::time::Instant::now();
+    let found = inversion.uncertainty(outcome, args.noise)?;
+    args.say(&format!(
+        "uncertainty: MAE {:.2} m/s expected under a noise of {:.1e}, {:.0} s",
+        found.expected_mae(),
+        found.noise,
+        begin.elapsed().as_secs_f64()
+    ));
+    Ok(found)
+}
+
 fn write_outputs(
     args: &Args,
     plan: &Plan,
     origin: &Origin,
     propagator: &dyn Propagator,
-    outcome: &Outcome,
+    (outcome, uncertainty): (&Outcome, Option<&Uncertainty>),
     dir: &RunDir,
     (history, stages): &Convergence,
 ) -> Result<()> {
@@ -247,6 +273,11 @@ fn write_outputs(
     png(VELOCITY_FIGURE, plot::map_figure(map.view(), plan.survey.dx, Some(outcome.start.vp.view()), truth)?)?;
     png(GATHER_FIGURE, plot::gather_figure(&plan.observed, Some(&synthetic), &plan.survey, None)?)?;
     png(CONVERGENCE_FIGURE, plot::convergence_figure(history, stages)?)?;
+    if let Some(u) = uncertainty {
+        write_array(dir.file(UNCERTAINTY), u.deviations.mapv(|v| v as f32).view())?;
+        let title = format!("Expected MAE {:.2} m/s", u.expected_mae());
+        png(UNCERTAINTY_FIGURE, plot::uncertainty_figure(u.deviations.view(), plan.survey.dx, &title)?)?;
+    }
     let result = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "gather": args.gather,
@@ -268,6 +299,11 @@ fn write_outputs(
         "samples_used": plan.observed.mask.nt,
         "engine": propagator.describe(),
         "settings": plan.settings,
+        "uncertainty": uncertainty.map(|u| json!({
+            "expected_mae": u.expected_mae(),
+            "noise": u.noise,
+            "regulariser": u.regularisers,
+        })),
     });
     dir.write_result(&result)
 }

@@ -20,6 +20,8 @@ mod run;
 mod stage;
 mod start;
 mod state;
+mod terms;
+mod uncertainty;
 
 pub use batch::{Task, bytes_per_inversion, invert_many};
 pub use newton::Newton;
@@ -30,3 +32,4 @@ pub use run::{Inversion, Settings};
 pub use stage::{Stage, Stall, Vmin, default_schedule, prior_schedule};
 pub use start::{Start, source_velocities};
 pub use state::State;
+pub use uncertainty::{LEAST_NOISE, Uncertainty};

@@ -12,7 +12,7 @@ use super::start::{Start, source_velocities};
 use super::state::{At, Best, Ledger, State};
 use crate::curvature::{Curvature, CurvatureOptions};
 use crate::misfit::{Misfit, MisfitSpec};
-use crate::{Error, Observed, Propagator, Result};
+use crate::{Error, Observed, Propagator, Result, Survey};
 use argmin::core::{Problem, Solver, State as _, TerminationReason, TerminationStatus};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -178,6 +178,10 @@ impl<'a> Inversion<'a> {
         &self.settings
     }
 
+    pub(super) fn survey(&self) -> &Survey {
+        self.propagator.survey()
+    }
+
     pub(super) fn data(&self) -> &'a Observed {
         self.observed
     }
@@ -311,6 +315,7 @@ impl<'a> Inversion<'a> {
             mae: self.truth.map(|t| mean_absolute_error(t, &best.model)),
             model: best.model,
             start: state.start,
+            confidence: state.confidence,
             data_rms: best.data_rms,
             misfit: best.misfit,
             evaluations: state.ledger.evaluations,
