@@ -22,6 +22,7 @@ mod start;
 mod state;
 mod terms;
 mod uncertainty;
+mod variables;
 
 pub use batch::{Task, bytes_per_inversion, invert_many};
 pub use newton::Newton;
@@ -33,3 +34,4 @@ pub use stage::{Stage, Stall, Vmin, default_schedule, prior_schedule};
 pub use start::{Start, source_velocities};
 pub use state::State;
 pub use uncertainty::{LEAST_NOISE, Uncertainty};
+pub use variables::QuasiNewton;

@@ -98,8 +98,8 @@ pub struct StageSummary {
 /// The result of an inversion.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The best finite model: of the last stage that ran, lowest in data rms if that was the schedule's last stage,
-    /// else lowest in the stage's misfit.
+    /// The best finite model: of the last stage that ran, lowest in data rms if that was the schedule's last stage and
+    /// had no regularisers, else lowest in the stage's misfit, regularisers included.
     pub model: Model,
     /// The model that the inversion began with.
     pub start: Model,
