@@ -6,14 +6,14 @@ use ndarray::ArrayView2;
 use std::f64::consts::PI;
 use std::sync::Mutex;
 
-/// Cells into the padding over which every cell counts: sources and receivers near the edge light them up unevenly.
+/// Cells into the padding over which every cell counts: near sources and receivers the fields vary from cell to cell.
 const EVERY_CELL: f64 = 16.0;
 
 /// Cells over which every cell passes into every second one.
 const BLEND: f64 = 16.0;
 
 /// Cells along one axis and what they weigh in a sum over it: all of the map and, farther and farther into the padding,
-/// every second with twice the weight. Products of fields hold no wavelength below three cells there that would matter.
+/// every second with twice the weight. The smooth passage keeps the sum right for all that varies over more than two cells.
 #[derive(Clone, Debug)]
 pub struct Axis {
     /// Index in the padded grid.

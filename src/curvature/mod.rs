@@ -7,14 +7,15 @@
 //! d d_r(t) / d alpha_y = sum over n of  g_r,y(t - n - 1) (L p^n)_y,     g_r,y = alpha_r / alpha_y  g_y,r
 //! ```
 //!
-//! So the whole Jacobian of 5 x 70 traces follows from 75 simulations in place of 4,900. Fields hold nothing above some 55 Hz:
-//! they are kept at every ninth step, multiplied in frequency (`spectra.rs`), folded from the padding onto the map's edge
-//! cells, which it copies, brought back to time at about every twelfth sample (`traces.rs`), and squared at once: the Jacobian as a
-//! whole never exists. Its products are in f32, their sums `J' J` in f64 (`gram.rs`): the normal matrix stays that of a
-//! matrix within rounding of `J`, positive semidefinite to the last eigenvalue, where f32 sums would swamp the small ones.
+//! So the whole Jacobian of 5 x 70 traces follows from 75 simulations in place of 4,900. The data hold nothing above some
+//! 50 Hz: fields are kept at every ninth step, multiplied in frequency (`spectra.rs`), folded from the padding onto the
+//! map's edge cells, which it copies, brought back to time at about every twelfth sample (`traces.rs`), and squared at once:
+//! the Jacobian as a whole never exists. Its products are in f32, their sums `J' J` in f64 (`gram.rs`): the normal matrix
+//! stays that of a matrix within rounding of `J`, positive semidefinite to the last eigenvalue, where f32 sums would swamp
+//! the small ones.
 //!
-//! The gradient of an inversion comes from the exact adjoint, so what is approximate here (decimation, the padding's width)
-//! costs convergence speed and never accuracy.
+//! The gradient of an inversion comes from the exact adjoint, so what is approximate here (decimation in time and in the
+//! padding) costs convergence speed and never accuracy.
 
 mod columns;
 mod fields;
@@ -41,7 +42,7 @@ pub struct CurvatureOptions {
     pub threads: usize,
     /// Cells of the padding, on each side, whose share is taken into account; more than there are takes all.
     pub margin: usize,
-    /// Steps between the rows of a trace.
+    /// Steps between the rows of a trace, about: a trace's rows share its samples evenly.
     pub every: f64,
 }
 
@@ -93,7 +94,8 @@ impl Curvature {
     }
 
     /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
-    /// units squared per unknown squared. `vmin` is held.
+    /// units squared per unknown squared. `vmin` is held. The bits do not depend on the threads. Errors when the mask or the
+    /// columns do not fit the survey, or the model is unstable or undersampled.
     pub fn normal_matrix(&self, model: &Model, mask: &Mask, columns: &Columns) -> Result<(Symmetric, Parts)> {
         let begin = Instant::now();
         self.check(mask, columns)?;

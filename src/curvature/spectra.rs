@@ -23,10 +23,10 @@ const TAPER: usize = 7;
 const BAND: f64 = 5e-4;
 
 /// What wraps around in time is damped to this share.
-const WRAPPED: f64 = 1e-3;
+const WRAPPED: f64 = 3e-4;
 
 /// Period of the transforms, in lengths of the simulations.
-const PERIOD: f64 = 1.05;
+const PERIOD: f64 = 1.1;
 
 /// The steps, levels, frequencies and rows of the computation.
 ///

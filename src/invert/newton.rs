@@ -54,6 +54,8 @@ pub(super) const VMIN_STEP: f64 = 50.0;
 const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
 /// Mean change of an unknown, m/s, below which the inner steps have converged.
 const STILL: f64 = 0.02;
+/// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
+const FLAT_MAY_COST: f64 = 1.5;
 
 impl Newton {
     /// Errors, in one line, on numbers that make no sense.
@@ -101,7 +103,7 @@ impl<'i> Inversion<'i> {
         observer: &mut dyn Observer,
     ) -> Result<Halt> {
         if state.step == 0 {
-            state.begin = Some(state.entry.model.clone());
+            state.begin = Some(state.entry.clone());
         }
         let problem = Problem::new(self, stage, newton, state, clock)?;
         let limits = self.limits(stage);
@@ -137,6 +139,11 @@ impl<'i> Inversion<'i> {
                 return Ok(Halt::Stage(StopReason::LineSearch { why }));
             }
         }
+        if let Some(begin) = state.begin.take_if(|begin| problem.space.is_flat() && worse(&state.entry, begin)) {
+            state.entry = begin;
+            state.ledger.best = Some(state.entry.clone());
+            return Ok(Halt::Stage(StopReason::Undone));
+        }
         Ok(Halt::Stage(StopReason::Completed { steps: newton.noise.len() as u64 }))
     }
 
@@ -150,6 +157,11 @@ impl<'i> Inversion<'i> {
     }
 }
 
+/// Whether flat patches fit the data less well than the map that they were found in.
+fn worse(now: &Best, begin: &Best) -> bool {
+    now.data_rms > FLAT_MAY_COST * begin.data_rms
+}
+
 impl<'a, 'i> Problem<'a, 'i> {
     fn new(
         inversion: &'a Inversion<'i>,
@@ -158,7 +170,7 @@ impl<'a, 'i> Problem<'a, 'i> {
         state: &State,
         clock: Clock,
     ) -> Result<Self> {
-        let begin = state.begin.as_ref().unwrap_or(&state.entry.model);
+        let begin = &state.begin.as_ref().unwrap_or(&state.entry).model;
         let terms = Terms::new(&state.start.vp, begin, state.confidence.as_ref());
         let mut regularisers = terms.regularisers(&newton.regularisers)?;
         let space = terms.space(&newton.unknowns, &newton.regularisers)?;

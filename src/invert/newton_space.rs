@@ -119,6 +119,11 @@ impl Space {
         }
     }
 
+    /// Whether it holds fewer maps than there are, by a guess at where they are flat.
+    pub fn is_flat(&self) -> bool {
+        matches!(self, Self::Patches(_))
+    }
+
     /// The change of the model that a change of the unknowns makes.
     pub fn push(&self, x: &[f64]) -> Model {
         let (cells, vmin) = (&x[..x.len() - 1], x[x.len() - 1]);

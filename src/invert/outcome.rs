@@ -31,6 +31,13 @@ pub enum StopReason {
         /// How many.
         steps: u64,
     },
+    /// The stage was left out: its first model fits the data as well as it would be for.
+    Skipped {
+        /// The data rms, in their units.
+        rms: f64,
+    },
+    /// The flat patches of the stage do not fit the data; it went back to where it began.
+    Undone,
     /// The evaluations allowed are spent.
     MaxEvals {
         /// How many were allowed, in the stage or in all.
@@ -59,6 +66,8 @@ impl fmt::Display for StopReason {
             }
             Self::Converged => write!(f, "converged: the gradient is zero within the bounds"),
             Self::Completed { steps } => write!(f, "all {steps} steps were taken"),
+            Self::Skipped { rms } => write!(f, "left out: the data rms is {rms:.3e} already"),
+            Self::Undone => write!(f, "undone: the map is not flat where the stage took it to be"),
             Self::MaxEvals { limit } => write!(f, "all {limit} evaluations are spent"),
             Self::TimeLimit { seconds } => write!(f, "the time limit of {seconds} s is reached"),
             Self::Cancelled => write!(f, "stopped on request"),

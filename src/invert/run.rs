@@ -273,6 +273,10 @@ impl<'a> Inversion<'a> {
         loop {
             let stage = &self.settings.stages[state.stage];
             let halt = match &stage.newton {
+                _ if self.skips(&mut state, stage)? => {
+                    state.ledger.best = Some(state.entry.clone());
+                    Halt::Stage(StopReason::Skipped { rms: state.entry.data_rms })
+                }
                 Some(newton) => self.run_newton(&mut state, stage, newton, clock, observer)?,
                 None => self.run_stage(&mut state, carried.take(), clock, observer)?,
             };
@@ -315,6 +319,17 @@ impl<'a> Inversion<'a> {
         }
     }
 
+    /// Whether a stage that has not begun is left out.
+    fn skips(&self, state: &mut State, stage: &Stage) -> Result<bool> {
+        let Some(limit) = stage.skip_below.filter(|_| state.at.is_none() && state.step == 0) else { return Ok(false) };
+        if state.entry.data_rms.is_nan() {
+            let one = std::slice::from_ref(&state.entry.model);
+            let synthetic = self.engine(stage).forward(one)?.remove(0);
+            state.entry.data_rms = self.observed.rms(&synthetic);
+        }
+        Ok(state.entry.data_rms <= limit)
+    }
+
     fn outcome(&self, state: State, best: Best, stop: StopReason, clock: Clock) -> Outcome {
         let mut masked = [&self.observed.bad[..], &self.observed.dead[..]].concat();
         masked.sort_unstable();
@@ -345,7 +360,7 @@ impl<'a> Inversion<'a> {
     ) -> Result<Halt> {
         let stage = &self.settings.stages[state.stage];
         if stage.lbfgs.is_some() && state.begin.is_none() {
-            state.begin = Some(state.entry.model.clone());
+            state.begin = Some(state.entry.clone());
         }
         let objective = self.objective(state, stage, clock, observer)?;
         let halt = self.iterate(state, carried, stage, &objective);
@@ -498,7 +513,9 @@ impl<'a> Inversion<'a> {
         let mut hasher = crc32fast::Hasher::new();
         let s = &self.settings;
         let paths: Vec<_> =
-            s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin, g.refined, &g.newton, &g.lbfgs, g.round)).collect();
+            s.stages.iter().map(|g| {
+                ((g.misfit, g.smoothing, g.vmin, g.refined, g.skip_below), (&g.newton, &g.lbfgs, g.round))
+            }).collect();
         let o = self.observed;
         let engines = (self.propagator.arithmetic(), self.fine.map(|p| p.arithmetic()));
         let words =

@@ -54,6 +54,9 @@ pub struct Stage {
     /// Runs on the propagator of [`Inversion::refine`](super::Inversion::refine), where one was given.
     #[serde(default)]
     pub refined: bool,
+    /// Leaves the stage out where its first model fits the data to this rms, in their units, or better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_below: Option<f64>,
     /// Gauss-Newton steps in place of L-BFGS; its misfit is least squares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newton: Option<Newton>,
@@ -77,6 +80,7 @@ impl Stage {
             smoothing: None,
             vmin: Vmin::Free,
             refined: false,
+            skip_below: None,
             newton: None,
             lbfgs: None,
             round: None,
@@ -145,7 +149,7 @@ impl Stage {
         {
             return fail(format!("a stall needs a window above 0 and a decrease of at least 0, not {s:?}"));
         }
-        for (what, x) in [("target rms", self.target_rms), ("smoothing", self.smoothing)] {
+        for (what, x) in [("target rms", self.target_rms), ("smoothing", self.smoothing), ("skip_below", self.skip_below)] {
             if let Some(x) = x
                 && !(x.is_finite() && x > 0.0 && x < 1e6)
             {

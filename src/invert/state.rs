@@ -20,8 +20,8 @@ pub struct State {
     /// Standard deviations of the start, m/s, where a prior tells them.
     pub(super) confidence: Option<Array2<f64>>,
     pub(super) stage: usize,
-    /// The model that a Gauss-Newton or regularised stage began with.
-    pub(super) begin: Option<Model>,
+    /// What a Gauss-Newton or regularised stage began with.
+    pub(super) begin: Option<Best>,
     /// Gauss-Newton steps taken in this stage.
     pub(super) step: usize,
     /// The model that the stage began with, and what is known of it.
@@ -137,7 +137,7 @@ impl State {
             && model(&self.start)
             && model(&self.entry.model)
             && self.ledger.best.as_ref().is_none_or(|b| model(&b.model))
-            && self.begin.as_ref().is_none_or(model)
+            && self.begin.as_ref().is_none_or(|b| model(&b.model))
             && self.confidence.as_ref().is_none_or(|c| c.dim() == shape && c.iter().all(|v| v.is_finite()))
             && self.seconds >= 0.0
     }

@@ -115,7 +115,7 @@ impl Inversion<'_> {
         let Some(own) = stage.lbfgs.as_ref().filter(|own| own.unknowns != Unknowns::Cells) else {
             return Ok(Variables::Bounded(bounded()));
         };
-        let begin = state.begin.as_ref().unwrap_or(&state.entry.model);
+        let begin = &state.begin.as_ref().unwrap_or(&state.entry).model;
         let terms = Terms::new(&state.start.vp, begin, state.confidence.as_ref());
         let space = terms.space(&own.unknowns, &own.regularisers)?;
         let mut base = begin.clone();
@@ -126,7 +126,7 @@ impl Inversion<'_> {
     /// What a stage adds to its misfit.
     pub(super) fn penalty(&self, stage: &Stage, state: &State) -> Result<Penalty> {
         let Some(own) = &stage.lbfgs else { return Ok(Penalty::default()) };
-        let begin = state.begin.as_ref().unwrap_or(&state.entry.model);
+        let begin = &state.begin.as_ref().unwrap_or(&state.entry).model;
         let terms = Terms::new(&state.start.vp, begin, state.confidence.as_ref());
         let mut regularisers = terms.regularisers(&own.regularisers)?;
         if own.unknowns != Unknowns::Cells {
