@@ -6,7 +6,7 @@ use assert_cmd::Command;
 use cli_common::{Bench, fwi};
 use fwi::Family;
 use fwi::family::bench::Case;
-use fwi::io::write_array;
+use fwi::io::{Limits, read_map, write_array};
 use fwi::synth::draw;
 use std::fs;
 use std::path::Path;
@@ -99,4 +99,32 @@ fn maps_and_gathers_of_files() {
     over.args(["--maps", "FlatVel_A=cases.jsonl", "--force"]);
     let (code, _, err) = run(&mut over);
     assert!(code == 2 && err.contains("would be overwritten"), "{err}");
+}
+
+#[test]
+fn uncertainty_is_written_and_compared_with_the_errors() {
+    let b = Bench::new();
+    let dir = b.map.parent().unwrap();
+    let out = dir.join("out");
+    let mut command = Command::new(fwi());
+    command.current_dir(dir).args(["invert", "gather.npy", "-o", "out", "--start", "gradient", "--max-evals", "2"]);
+    let (code, _, err) = run(command.args(["--uncertainty", "--backend", "cpu"]));
+    assert!(code == 0 && err.contains("uncertainty: MAE "), "{err}");
+    let result: serde_json::Value = serde_json::from_slice(&fs::read(out.join("result.json")).unwrap()).unwrap();
+    let told = &result["uncertainty"];
+    assert_eq!(told["noise"], result["data_rms"]);
+    assert_eq!(told["regulariser"][0]["kind"], "gaussian-process");
+    let deviations = read_map(out.join("uncertainty.npy"), (70, 70), &Limits::default()).unwrap();
+    let expected = deviations.mean().unwrap() * (2.0 / std::f64::consts::PI).sqrt();
+    assert!((told["expected_mae"].as_f64().unwrap() / expected - 1.0).abs() < 1e-5, "{told} {expected}");
+    // never more than the process that was assumed allows, and less where the data tell
+    assert!(deviations.iter().all(|d| (0.0..=201.0).contains(d)));
+    assert!(deviations.row(5).mean().unwrap() < 0.5 * deviations.row(69).mean().unwrap());
+    assert!(fs::read(out.join("uncertainty.png")).unwrap().starts_with(b"\x89PNG"));
+
+    let mut command = bench(dir);
+    let (code, text, err) = run(command.args(["--maps", "FlatVel_A=map.npy", "--uncertainty"]));
+    assert_eq!(code, 0, "{err}");
+    let coverage = cases(&dir.join("cases.jsonl"))[0].coverage.unwrap();
+    assert!(text.contains("within one") && coverage.within_one <= coverage.within_two && coverage.expected_mae > 0.0);
 }

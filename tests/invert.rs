@@ -1,5 +1,6 @@
 //! The inversion on tiny synthetic gathers of the reference propagator.
 
+use fwi::family::Recipe;
 use fwi::invert::{
     Inversion, Observer, Outcome, Progress, QuasiNewton, Settings, Stage, Stall, Start, State, StopReason, Unknowns,
     Vmin,
@@ -405,4 +406,21 @@ fn settings_that_make_no_sense_are_refused() {
     assert!(inversion.truth(&Array2::zeros((2, 2))).err().unwrap().to_string().contains("2 x 2"));
     let text = serde_json::to_string(&Settings::default()).unwrap();
     assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), Settings::default());
+}
+
+#[test]
+fn the_recipes_are_recipes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut second_place = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let recipe = Recipe::parse(&std::fs::read_to_string(&path).unwrap(), 1e-3);
+        let recipe = recipe.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(path.file_stem().unwrap().to_str().unwrap(), recipe.name);
+        if recipe.name.starts_with("cottaar-") {
+            second_place += 1;
+            assert!(recipe.stages.iter().all(|s| s.refined && (s.lbfgs.is_some() || s.newton.is_some())));
+        }
+    }
+    assert_eq!(second_place, 5);
 }

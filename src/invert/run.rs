@@ -512,10 +512,11 @@ impl<'a> Inversion<'a> {
     fn fingerprint(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         let s = &self.settings;
-        let paths: Vec<_> =
-            s.stages.iter().map(|g| {
-                ((g.misfit, g.smoothing, g.vmin, g.refined, g.skip_below), (&g.newton, &g.lbfgs, g.round))
-            }).collect();
+        let paths: Vec<_> = s
+            .stages
+            .iter()
+            .map(|g| ((g.misfit, g.smoothing, g.vmin, g.refined, g.skip_below), (&g.newton, &g.lbfgs, g.round)))
+            .collect();
         let o = self.observed;
         let engines = (self.propagator.arithmetic(), self.fine.map(|p| p.arithmetic()));
         let words =
