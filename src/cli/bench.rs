@@ -63,6 +63,9 @@ struct Families {
     /// Invert everything by the recipe in a TOML file
     #[arg(long, value_name = "FILE")]
     recipe: PathBuf,
+    /// Pairs that L-BFGS remembers
+    #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
+    memory: usize,
     /// Most time for a gather, such as 90s, 10m or 1h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     time_limit: Option<Duration>,
@@ -236,7 +239,7 @@ fn families(args: &Families) -> Result<ExitCode> {
 impl Bench<'_> {
     fn report(&self, sets: &[Set]) {
         let gathers: usize = sets.iter().map(|s| s.maps.len()).sum();
-        self.args.say(&format!("{gathers} gathers of {} families, recipe {}", sets.len(), self.recipe.name));
+        self.args.say(&format!("gathers: {gathers}, of {} families; recipe: {}", sets.len(), self.recipe.name));
         match &self.prior {
             Some(opened) => self.args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory)),
             None => self.args.say("start: gradient"),
@@ -305,7 +308,8 @@ impl Bench<'_> {
     }
 
     fn settings(&self, recipe: &Recipe) -> Settings {
-        Settings { stages: recipe.stages.clone(), time_limit: self.args.time_limit, ..Settings::default() }
+        let (stages, memory) = (recipe.stages.clone(), self.args.memory);
+        Settings { stages, memory, time_limit: self.args.time_limit, ..Settings::default() }
     }
 
     /// Seconds of an evaluation at the start; the first one, which takes memory, does not count.
