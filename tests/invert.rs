@@ -1,7 +1,12 @@
 //! The inversion on tiny synthetic gathers of the reference propagator.
 
-use fwi::invert::{Inversion, Observer, Outcome, Progress, Settings, Stage, Stall, Start, State, StopReason, Vmin};
+use fwi::family::Recipe;
+use fwi::invert::{
+    Inversion, Observer, Outcome, Progress, QuasiNewton, Settings, Stage, Stall, Start, State, StopReason, Unknowns,
+    Vmin,
+};
 use fwi::misfit::MisfitSpec;
+use fwi::reg::{Mean, MeanMap, RegulariserSpec};
 use fwi::wave::{Cpu, CpuOptions, Evaluation, Reference, WavefieldVisitor};
 use fwi::{Error, Gather, Misfit, Model, Observed, Position, Propagator, Result, Survey, survey};
 use ndarray::{Array2, Array3};
@@ -147,10 +152,61 @@ fn resumed_after_every_iteration_gives_the_same_bits() {
     let fine = Cpu::<f32>::new(tiny(), &CpuOptions::default()).unwrap();
     let settings = Settings { memory: 4, ..settings(stages, 1000) };
     let inversion = Inversion::new(&p, &observed, settings.clone()).unwrap().refine(&fine).unwrap();
+    let straight = resumed_bit_by_bit(&inversion, 12);
+    let middle = &straight.checkpoints[straight.checkpoints.len() / 2];
+    let state = State::from_bytes(middle, Path::new("checkpoint")).unwrap();
+    let unrefined = Inversion::new(&p, &observed, settings).unwrap().resume(state, &mut ()).unwrap_err();
+    assert!(unrefined.to_string().contains("belongs to another"), "{unrefined}");
+}
+
+/// Regularised stages over every kind of unknowns.
+fn regularised() -> Vec<Stage> {
+    let tv = RegulariserSpec::Tv { scale: 40.0, epsilon: 3.0, down: 1.0, across: 1.0 };
+    let process = RegulariserSpec::GaussianProcess {
+        mean: Mean::Map(MeanMap::Stage),
+        confidence: false,
+        sigma: 150.0,
+        length: 2.0,
+        white: 20.0,
+        mean_sigma: 0.0,
+        slope_sigma: 0.0,
+    };
+    let stage = |unknowns, regularisers, vmin| {
+        let lbfgs = Some(QuasiNewton { noise: 0.01, unknowns, regularisers });
+        Stage { lbfgs, vmin, max_evals: Some(7), ..l2() }
+    };
+    vec![
+        stage(Unknowns::Rows, vec![tv.clone()], Vmin::Free),
+        stage(Unknowns::Directions { share: 1e-3 }, vec![process.clone()], Vmin::Free),
+        stage(Unknowns::Cells, vec![tv.clone(), process], Vmin::Tied),
+        stage(Unknowns::Patches { step: 60.0, min_area: 4 }, vec![tv], Vmin::Free),
+    ]
+}
+
+#[test]
+fn regularised_stages_lower_their_objective_and_resume_with_the_same_bits() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let settings = Settings { memory: 4, ..settings(regularised(), 1000) };
+    let inversion = Inversion::new(&p, &observed, settings.clone()).unwrap();
+    let straight = resumed_bit_by_bit(&inversion, 12);
+    let out = inversion.run(&near(), &mut ()).unwrap();
+    assert!(out.stages.iter().all(|s| s.last_misfit < s.first_misfit), "{:?}", out.stages);
+    // rows stay rows
+    let first = State::from_bytes(&straight.checkpoints[3], Path::new("checkpoint")).unwrap();
+    let map = &first.best().vp;
+    assert!(map.rows().into_iter().all(|row| row.iter().all(|v| (v - row[0]).abs() < 1e-9)));
+    let mut other = settings;
+    other.stages[0].lbfgs.as_mut().unwrap().noise = 0.02;
+    let refused = Inversion::new(&p, &observed, other).unwrap().resume(first, &mut ()).unwrap_err();
+    assert!(refused.to_string().contains("belongs to another"), "{refused}");
+}
+
+/// Runs straight, then stopped and resumed at every checkpoint: the same bits. What the straight run told.
+fn resumed_bit_by_bit(inversion: &Inversion, iterations: u64) -> Recorder {
     let mut straight = Recorder::default();
     let whole = inversion.run(&near(), &mut straight).unwrap();
-    assert!(whole.iterations >= 12, "{}", whole.iterations);
-
+    assert!(whole.iterations >= iterations, "{}", whole.iterations);
     let mut killed = Recorder { stop_after: Some(1), ..Recorder::default() };
     assert!(inversion.run(&near(), &mut killed).is_err());
     let mut saved = killed.checkpoints.pop().unwrap();
@@ -172,9 +228,7 @@ fn resumed_after_every_iteration_gives_the_same_bits() {
     let middle = &straight.checkpoints[straight.checkpoints.len() / 2];
     let out = inversion.resume(State::from_bytes(middle, Path::new("checkpoint")).unwrap(), &mut ()).unwrap();
     assert_eq!(bits(&whole), bits(&out));
-    let state = State::from_bytes(middle, Path::new("checkpoint")).unwrap();
-    let unrefined = Inversion::new(&p, &observed, settings).unwrap().resume(state, &mut ()).unwrap_err();
-    assert!(unrefined.to_string().contains("belongs to another"), "{unrefined}");
+    straight
 }
 
 #[test]
@@ -352,4 +406,21 @@ fn settings_that_make_no_sense_are_refused() {
     assert!(inversion.truth(&Array2::zeros((2, 2))).err().unwrap().to_string().contains("2 x 2"));
     let text = serde_json::to_string(&Settings::default()).unwrap();
     assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), Settings::default());
+}
+
+#[test]
+fn the_recipes_are_recipes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut second_place = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let recipe = Recipe::parse(&std::fs::read_to_string(&path).unwrap(), 1e-3);
+        let recipe = recipe.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(path.file_stem().unwrap().to_str().unwrap(), recipe.name);
+        if recipe.name.starts_with("cottaar-") {
+            second_place += 1;
+            assert!(recipe.stages.iter().all(|s| s.refined && (s.lbfgs.is_some() || s.newton.is_some())));
+        }
+    }
+    assert_eq!(second_place, 5);
 }

@@ -2,7 +2,7 @@
 
 use fwi::plot::{
     CurvePanel, Progress, Scale, StageStart, contact_sheet, contact_sheet_in_rows, convergence_figure, curves_figure,
-    gather_figure, map_figure,
+    gather_figure, map_figure, uncertainty_figure,
 };
 use fwi::{Error, Gather, Observed, Position, Survey};
 use image::{Rgb, RgbImage};
@@ -49,6 +49,17 @@ fn a_map_is_drawn_upright_in_whole_blocks() {
     let fast = *image.get_pixel(left, top + 8 * 35);
     assert_eq!(fast, *image.get_pixel(left + 559, top + 559));
     assert_ne!(fast, PURPLE);
+}
+
+#[test]
+fn standard_deviations_begin_at_zero() {
+    let deviations = Array2::from_shape_fn((70, 70), |(z, _)| if z < 35 { 0.0 } else { 80.0 });
+    let image = decode(uncertainty_figure(deviations.view(), 10.0, "Expected MAE 32 m/s").unwrap());
+    assert!(count(&image, PURPLE) >= 35 * 70 * 64);
+    // cells that are alike are not taken for zero
+    let alike = decode(uncertainty_figure(Array2::from_elem((70, 70), 80.0).view(), 10.0, "").unwrap());
+    assert!(count(&alike, PURPLE) < 1000, "only the end of the colour bar");
+    assert!(matches!(uncertainty_figure(Array2::zeros((0, 3)).view(), 10.0, ""), Err(Error::Usage(_))));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::options::{parse_duration, same_file};
 use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
 use clap::Subcommand;
 use fwi::family::Recipe;
-use fwi::family::bench::Case;
+use fwi::family::bench::{Case, Coverage};
 use fwi::invert::{Inversion, Settings, Start, StopReason};
 use fwi::io::{Gathers, Limits};
 use fwi::misfit::L2;
@@ -63,9 +63,15 @@ struct Families {
     /// Invert everything by the recipe in a TOML file
     #[arg(long, value_name = "FILE")]
     recipe: PathBuf,
+    /// Pairs that L-BFGS remembers
+    #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
+    memory: usize,
     /// Most time for a gather, such as 90s, 10m or 1h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     time_limit: Option<Duration>,
+    /// Compare the standard deviations of the cells with the errors found, too
+    #[arg(long)]
+    uncertainty: bool,
     /// Write a line of JSON for every gather as it ends, and one of the summary
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -233,7 +239,7 @@ fn families(args: &Families) -> Result<ExitCode> {
 impl Bench<'_> {
     fn report(&self, sets: &[Set]) {
         let gathers: usize = sets.iter().map(|s| s.maps.len()).sum();
-        self.args.say(&format!("{gathers} gathers of {} families, recipe {}", sets.len(), self.recipe.name));
+        self.args.say(&format!("gathers: {gathers}, of {} families; recipe: {}", sets.len(), self.recipe.name));
         match &self.prior {
             Some(opened) => self.args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory)),
             None => self.args.say("start: gradient"),
@@ -280,7 +286,11 @@ impl Bench<'_> {
         }
         let maps = set.origin.clone();
         let name = recipe.name.clone();
-        let case = Case::new(set.family, maps, number as u64, key, name, &outcome, truth, evaluation_seconds);
+        let mut case = Case::new(set.family, maps, number as u64, key, name, &outcome, truth, evaluation_seconds);
+        if self.args.uncertainty {
+            let deviations = inversion.uncertainty(&outcome, None)?.deviations;
+            case.coverage = Some(Coverage::of(&deviations, &outcome.model.vp, truth));
+        }
         watch.ended(&case);
         Ok((case, false))
     }
@@ -298,7 +308,8 @@ impl Bench<'_> {
     }
 
     fn settings(&self, recipe: &Recipe) -> Settings {
-        Settings { stages: recipe.stages.clone(), time_limit: self.args.time_limit, ..Settings::default() }
+        let (stages, memory) = (recipe.stages.clone(), self.args.memory);
+        Settings { stages, memory, time_limit: self.args.time_limit, ..Settings::default() }
     }
 
     /// Seconds of an evaluation at the start; the first one, which takes memory, does not count.
@@ -316,7 +327,7 @@ impl Bench<'_> {
         let mut hash = Sha256::new();
         let prior = self.prior.as_ref().map(|p| p.prior.describe());
         let engines = (self.coarse.arithmetic(), self.fine.as_ref().map(|f| f.arithmetic()));
-        let options = (self.args.engine.threads, &self.args.prior_options);
+        let options = (self.args.engine.threads, &self.args.prior_options, self.args.uncertainty);
         hash.update(format!("{:?}{prior:?}{engines:?}{options:?}", self.settings(self.recipe())).as_bytes());
         truth.iter().chain(gather.into_iter().flat_map(|g| &g.data)).for_each(|v| hash.update(v.to_le_bytes()));
         hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()

@@ -5,14 +5,16 @@ use super::explain::explain;
 use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
-use super::options::{memory_line, observe, peak_memory, same_file};
+use super::options::{memory_line, observe, parse_positive, peak_memory, same_file};
 use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
 use super::recipe_choice::{Choice, Chosen, load, without_recipe};
-use super::rundir::{CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, VELOCITY, VELOCITY_FIGURE};
+use super::rundir::{
+    CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, UNCERTAINTY, UNCERTAINTY_FIGURE, VELOCITY, VELOCITY_FIGURE,
+};
 use fwi::family::Recipe;
 use fwi::invert::{
-    Attempt, FirstStart, Inversion, Outcome, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes,
-    resume_with_fallbacks,
+    Attempt, FirstStart, Inversion, Outcome, Settings, Start, StopReason, Uncertainty, invert_with_fallbacks,
+    newton_bytes, resume_with_fallbacks,
 };
 use fwi::io::{Limits, read_map, write_array, write_atomic};
 use fwi::prior::predict_one;
@@ -54,6 +56,12 @@ pub struct Args {
     /// Overwrite what an earlier run left in DIR
     #[arg(long, conflicts_with = "resume")]
     force: bool,
+    /// Write the standard deviation of every cell, too: uncertainty.npy and uncertainty.png, in m/s
+    #[arg(long)]
+    uncertainty: bool,
+    /// Noise of the data that --uncertainty assumes, rms in their units [default: the data rms reached, at least 1e-5]
+    #[arg(long, value_name = "RMS", value_parser = parse_positive, requires = "uncertainty")]
+    noise: Option<f64>,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -317,8 +325,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
     monitor.finish();
     let convergence = std::mem::take(&mut monitor.convergence);
     let outcome = outcome?;
-    write_outputs(&args, &plan, &origin, &engines, &way, &outcome, &dir, &convergence)?;
+    let uncertainty = match args.uncertainty && outcome.stop != StopReason::Cancelled {
+        true => Some(uncertainty(&args, &make(&way.attempts[kept(&outcome)].settings)?, &outcome)?),
+        false => None,
+    };
+    let told = (&outcome, uncertainty.as_ref());
+    write_outputs(&args, &plan, &origin, &engines, &way, told, &dir, &convergence)?;
     conclude(&args, &way, &outcome, &dir, &signals)
+}
+
+/// The attempt that the outcome's map is of.
+fn kept(outcome: &Outcome) -> usize {
+    outcome.attempts.iter().position(|a| a.kept).unwrap_or(0)
 }
 
 /// A refused checkpoint with where it lies, and with the recipe's file, which may have changed since.
@@ -358,6 +376,19 @@ fn report(args: &Args, plan: &Plan, origin: &Origin, engines: &Engines, way: &Wa
     args.say(&memory_line(engines.finest(), way.newton));
 }
 
+/// The standard deviations of the result, told of.
+fn uncertainty(args: &Args, inversion: &Inversion, outcome: &Outcome) -> Result<Uncertainty> {
+    let begin = std::time::Instant::now();
+    let found = inversion.uncertainty(outcome, args.noise)?;
+    args.say(&format!(
+        "uncertainty: MAE {:.2} m/s expected under a noise of {:.1e}, {:.0} s",
+        found.expected_mae(),
+        found.noise,
+        begin.elapsed().as_secs_f64()
+    ));
+    Ok(found)
+}
+
 #[expect(clippy::too_many_arguments, reason = "no two of them belong together")]
 fn write_outputs(
     args: &Args,
@@ -365,7 +396,7 @@ fn write_outputs(
     origin: &Origin,
     engines: &Engines,
     way: &Way,
-    outcome: &Outcome,
+    (outcome, uncertainty): (&Outcome, Option<&Uncertainty>),
     dir: &RunDir,
     (history, stages): &Convergence,
 ) -> Result<()> {
@@ -378,8 +409,13 @@ fn write_outputs(
     png(VELOCITY_FIGURE, plot::map_figure(map.view(), plan.survey.dx, Some(outcome.start.vp.view()), truth)?)?;
     png(GATHER_FIGURE, plot::gather_figure(&plan.observed, Some(&synthetic), &plan.survey, None)?)?;
     png(CONVERGENCE_FIGURE, plot::convergence_figure(history, stages)?)?;
-    let kept = outcome.attempts.iter().position(|a| a.kept).unwrap_or(0);
+    let kept = kept(outcome);
     let recipe = way.chosen.as_ref().map(|_| &way.attempts[kept].recipe);
+    if let Some(u) = uncertainty {
+        write_array(dir.file(UNCERTAINTY), u.deviations.mapv(|v| v as f32).view())?;
+        let title = format!("Expected MAE {:.2} m/s", u.expected_mae());
+        png(UNCERTAINTY_FIGURE, plot::uncertainty_figure(u.deviations.view(), plan.survey.dx, &title)?)?;
+    }
     let result = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "gather": args.gather,
@@ -403,6 +439,11 @@ fn write_outputs(
         "samples_used": plan.observed.mask.nt,
         "engine": propagator.describe(),
         "settings": way.attempts[kept].settings,
+        "uncertainty": uncertainty.map(|u| json!({
+            "expected_mae": u.expected_mae(),
+            "noise": u.noise,
+            "regulariser": u.regularisers,
+        })),
     });
     dir.write_result(&result)
 }

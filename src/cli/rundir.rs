@@ -26,8 +26,13 @@ pub const VELOCITY_FIGURE: &str = "velocity.png";
 pub const GATHER_FIGURE: &str = "gather.png";
 /// Data rms over evaluations.
 pub const CONVERGENCE_FIGURE: &str = "convergence.png";
+/// Standard deviation of every cell, (70, 70) f32.
+pub const UNCERTAINTY: &str = "uncertainty.npy";
+/// The same as a figure.
+pub const UNCERTAINTY_FIGURE: &str = "uncertainty.png";
 /// What a run that ends writes besides the log.
-const OUTPUTS: [&str; 5] = [RESULT, VELOCITY, VELOCITY_FIGURE, GATHER_FIGURE, CONVERGENCE_FIGURE];
+const OUTPUTS: [&str; 7] =
+    [RESULT, VELOCITY, VELOCITY_FIGURE, GATHER_FIGURE, CONVERGENCE_FIGURE, UNCERTAINTY, UNCERTAINTY_FIGURE];
 const SYNC_EVERY: Duration = Duration::from_secs(15);
 
 /// An output directory held by this process.

@@ -89,7 +89,7 @@ impl Encoding {
 }
 
 /// The first of the slowest cells.
-fn slowest(vp: &Array2<f64>) -> (usize, usize) {
+pub(super) fn slowest(vp: &Array2<f64>) -> (usize, usize) {
     vp.indexed_iter().fold(((0, 0), f64::INFINITY), |best, (i, &v)| if v < best.1 { (i, v) } else { best }).0
 }
 

@@ -158,6 +158,7 @@ fn conclude(mut done: Vec<Finished>, attempts: &[Attempt]) -> Result<Outcome> {
         attempts: summaries,
         model: kept.model,
         start: kept.start,
+        confidence: kept.confidence,
         data_rms: kept.data_rms,
         misfit: kept.misfit,
         mae: kept.mae,

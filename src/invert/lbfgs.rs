@@ -63,6 +63,11 @@ impl Lbfgs {
         self.restarts
     }
 
+    /// Number of variables.
+    pub(super) fn dim(&self) -> usize {
+        self.metric.len()
+    }
+
     /// Whether a solver read from a file has these settings and vectors of their length.
     pub(super) fn fits(&self, like: &Self) -> bool {
         let n = like.metric.len();

@@ -22,6 +22,9 @@ mod run;
 mod stage;
 mod start;
 mod state;
+mod terms;
+mod uncertainty;
+mod variables;
 
 pub use batch::{Task, bytes_per_inversion, invert_many};
 pub use cost::{StageCost, newton_bytes};
@@ -34,3 +37,5 @@ pub use run::{Inversion, Settings};
 pub use stage::{Stage, Stall, Vmin, default_schedule, prior_schedule};
 pub use start::{Start, source_velocities};
 pub use state::State;
+pub use uncertainty::{LEAST_NOISE, Uncertainty};
+pub use variables::QuasiNewton;

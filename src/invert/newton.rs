@@ -17,14 +17,14 @@ use super::outcome::{Observer, Progress, StopReason};
 use super::run::Inversion;
 use super::stage::{Stage, Vmin};
 use super::state::{Best, State};
+use super::terms::Terms;
 use crate::curvature::Symmetric;
 use crate::misfit::L2;
-use crate::reg::{Hold, MeanMap, Regulariser, RegulariserSpec, TieVmin};
+use crate::reg::{Regulariser, RegulariserSpec};
 use crate::wave::Evaluation;
 use crate::{Error, Model, Observed, Result};
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
-use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 /// The Gauss-Newton part of a [`Stage`].
@@ -49,14 +49,7 @@ fn inner() -> usize {
 }
 
 /// Standard deviation of a step of `vmin`, m/s.
-const VMIN_STEP: f64 = 50.0;
-/// Standard deviation of a tied `vmin` about the slowest cell, m/s.
-const TIE: f64 = 0.3;
-/// Standard deviation of the velocities that the first sample tells, m/s.
-const KNOWN: f64 = 0.1;
-/// Share of the coupling between `vmin` and the cells that counts: its row is exact and the other rows are not, which
-/// could make the matrix indefinite.
-const COUPLING: f64 = 0.97;
+pub(super) const VMIN_STEP: f64 = 50.0;
 /// Shares of a step that are tried.
 const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
 /// What is added to the diagonal, as a share of its largest entry, until the matrix is positive definite.
@@ -65,8 +58,6 @@ const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
 const STILL: f64 = 0.02;
 /// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
-/// Standard deviation of a start where no prior tells one, m/s.
-const DOUBT: f64 = 200.0;
 
 impl Newton {
     /// Errors, in one line, on numbers that make no sense.
@@ -190,31 +181,11 @@ impl<'a, 'i> Problem<'a, 'i> {
         state: &State,
         clock: Clock,
     ) -> Result<Self> {
-        let shape = state.start.vp.dim();
-        let doubt;
-        let confidence = match &state.confidence {
-            Some(c) => c,
-            None => {
-                doubt = Array2::from_elem(shape, DOUBT);
-                &doubt
-            }
-        };
         let begin = &state.begin.as_ref().unwrap_or(&state.entry).model;
-        let mean = |spec: &RegulariserSpec| match spec.mean_map() {
-            Some(MeanMap::Stage) => &begin.vp,
-            _ => &state.start.vp,
-        };
-        let mut regularisers = Vec::new();
-        for spec in &newton.regularisers {
-            regularisers.push(spec.build(shape, Some(mean(spec)), Some(confidence))?);
-        }
-        let space = newton.unknowns.space(begin, &newton.regularisers, mean, confidence)?;
-        if !inversion.held().is_empty() {
-            regularisers.push(Box::new(Hold::new(shape, inversion.held().to_vec(), KNOWN)?));
-        }
-        if stage.vmin == Vmin::Tied {
-            regularisers.push(Box::new(TieVmin { sigma: TIE }));
-        }
+        let terms = Terms::new(&state.start.vp, begin, state.confidence.as_ref());
+        let mut regularisers = terms.regularisers(&newton.regularisers)?;
+        let space = terms.space(&newton.unknowns, &newton.regularisers)?;
+        inversion.add_known(&mut regularisers, stage.vmin == Vmin::Tied)?;
         let data = inversion.data(stage);
         Ok(Self { inversion, stage, newton, data, regularisers, space, index: state.stage, clock })
     }
@@ -240,7 +211,9 @@ impl<'a, 'i> Problem<'a, 'i> {
             )));
         }
         let h = self.normal_matrix(&from.model, state)?;
+        let begin = std::time::Instant::now();
         let x = self.solve(&from, &h, noise)?;
+        state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
         let change = self.space.push(&x);
         let mut taken = None;
         for share in SHARES {
@@ -306,27 +279,12 @@ impl<'a, 'i> Problem<'a, 'i> {
     /// `J' J` over the unknowns and `vmin`, the last row.
     fn normal_matrix(&self, model: &Model, state: &mut State) -> Result<Symmetric> {
         let begin = std::time::Instant::now();
-        let curvature = self.inversion.curvature()?;
-        let mask = &self.data.mask;
-        let (cells, _) = curvature.normal_matrix(model, mask, &self.space.columns())?;
-        let n = cells.len();
-        let one = std::slice::from_ref(model);
-        let mut sponge = Model::zeros(model.vp.dim());
-        sponge.vmin = 1.0;
-        let engine = self.inversion.engine(self.stage);
-        let mut by_vmin = engine.born(one, &[sponge])?.remove(0);
-        mask.apply(&mut by_vmin);
-        let row = self.space.pull(&engine.adjoint(one, &[by_vmin])?.remove(0));
-        let mut lower = Mat::zeros(n + 1, n + 1);
-        for j in 0..n {
-            lower.col_as_slice_mut(j)[j..n].copy_from_slice(&cells.lower.col_as_slice(j)[j..]);
-            lower[(n, j)] = COUPLING * row[j];
-        }
-        lower[(n, n)] = row[n];
+        let (curvature, engine) = (self.inversion.curvature()?, self.inversion.engine(self.stage));
+        let h = self.space.normal_matrix(curvature, engine, model, &self.data.mask)?;
         state.ledger.normal_matrices += 1;
         state.ledger.stage_normal_matrices += 1;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-        Ok(Symmetric { lower })
+        Ok(h)
     }
 
     /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.

@@ -1,9 +1,9 @@
 //! The spaces that Gauss-Newton steps are taken in: linear combinations of cells, and `vmin`.
 
-use crate::curvature::Columns;
+use crate::curvature::{Columns, Curvature, Symmetric};
 use crate::param::{Patches, patches};
 use crate::reg::{Directions, Regulariser, RegulariserSpec};
-use crate::{Error, Model, Result};
+use crate::{Error, Mask, Model, Propagator, Result};
 use faer::Mat;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,10 @@ pub enum Unknowns {
         share: f64,
     },
 }
+
+/// Share of the coupling between `vmin` and the cells that counts: its row is exact and the other rows are not, which
+/// could make the matrix indefinite.
+const COUPLING: f64 = 0.97;
 
 impl Unknowns {
     /// Errors on numbers that make no sense, and on directions without the one process that they belong to.
@@ -85,6 +89,31 @@ impl Space {
             Self::Patches(p) => p.columns(),
             Self::Directions(d) => d.columns(),
         }
+    }
+
+    /// `J' J` at a model over the unknowns and `vmin`, the last row: that one by a Born modelling and its adjoint.
+    pub fn normal_matrix(
+        &self,
+        curvature: &Curvature,
+        engine: &dyn Propagator,
+        model: &Model,
+        mask: &Mask,
+    ) -> Result<Symmetric> {
+        let (cells, _) = curvature.normal_matrix(model, mask, &self.columns())?;
+        let n = cells.len();
+        let one = std::slice::from_ref(model);
+        let mut sponge = Model::zeros(model.vp.dim());
+        sponge.vmin = 1.0;
+        let mut by_vmin = engine.born(one, &[sponge])?.remove(0);
+        mask.apply(&mut by_vmin);
+        let row = self.pull(&engine.adjoint(one, &[by_vmin])?.remove(0));
+        let mut lower = Mat::zeros(n + 1, n + 1);
+        for j in 0..n {
+            lower.col_as_slice_mut(j)[j..n].copy_from_slice(&cells.lower.col_as_slice(j)[j..]);
+            lower[(n, j)] = COUPLING * row[j];
+        }
+        lower[(n, n)] = row[n];
+        Ok(Symmetric { lower })
     }
 
     /// Makes a model one of the space's where that is no matter of taste: flat patches are flat.

@@ -3,9 +3,9 @@
 //! argmin asks for cost and gradient separately, and again at the accepted point; the points of the running line search
 //! are remembered by the exact bits of their variables. Limits are checked before every evaluation.
 
-use super::encoding::Encoding;
 use super::outcome::{Observer, Progress, StopReason};
 use super::state::{Best, Ledger};
+use super::variables::{Penalty, Variables};
 use crate::{Error, Misfit, Model, Observed, Propagator};
 use argmin::core::{CostFunction, Gradient};
 use ndarray::Array2;
@@ -16,10 +16,12 @@ use std::time::{Duration, Instant};
 /// What does not change within a stage.
 pub(super) struct Objective<'a> {
     pub propagator: &'a dyn Propagator,
-    pub observed: &'a Observed,
+    pub observed: Observed,
     pub truth: Option<&'a Array2<f64>>,
     pub misfit: Box<dyn Misfit + 'a>,
-    pub encoding: Encoding,
+    pub variables: Variables,
+    /// What is added to the misfit.
+    pub penalty: Penalty,
     pub stage: usize,
     pub stage_name: &'a str,
     /// Whether the data rms decides which model is the best, and not the stage's misfit.
@@ -107,7 +109,7 @@ impl Objective<'_> {
         let gradient = gradient.iter().map(|g| g / s).collect();
         let origin = Point { x: x.to_vec(), misfit: cost / s, gradient, data_rms, mae: None, step: 0.0 };
         live.points = vec![origin];
-        live.origin = Some(self.encoding.decode(x));
+        live.origin = Some(self.variables.decode(x));
     }
 
     /// The evaluated point at `x`; none when the evaluation was refused, see [`Live::refusal`].
@@ -134,19 +136,21 @@ impl Objective<'_> {
     }
 
     fn evaluate(&self, x: &[f64], live: &mut Live) -> crate::Result<Point> {
-        let model = self.encoding.decode(x);
+        let model = self.variables.decode(x);
         let step = live.origin.as_ref().map_or(0.0, |o| largest_change(o, &model));
         let mae = self.truth.map(|t| mean_absolute_error(t, &model));
         let one = std::slice::from_ref(&model);
-        let outcome = self.propagator.misfit_and_gradient(one, std::slice::from_ref(self.observed), &*self.misfit);
+        let outcome = self.propagator.misfit_and_gradient(one, std::slice::from_ref(&self.observed), &*self.misfit);
         live.ledger.evaluations += 1;
         live.ledger.stage_evaluations += 1;
         let nowhere = |x: &[f64]| (f64::INFINITY, vec![0.0; x.len()], f64::INFINITY);
         let (misfit, gradient, data_rms) = match outcome.map(|mut e| e.pop()) {
-            Ok(Some(e)) => {
-                let gradient = self.encoding.pullback(x, &model, &e.gradient);
-                let finite = e.value.is_finite() && e.data_rms.is_finite() && gradient.iter().all(|g| g.is_finite());
-                if finite { (e.value, gradient, e.data_rms) } else { nowhere(x) }
+            Ok(Some(mut e)) => {
+                let value = e.value + self.penalty.value(&model);
+                self.penalty.add_gradient(&model, &mut e.gradient);
+                let gradient = self.variables.pullback(x, &model, &e.gradient);
+                let finite = value.is_finite() && e.data_rms.is_finite() && gradient.iter().all(|g| g.is_finite());
+                if finite { (value, gradient, e.data_rms) } else { nowhere(x) }
             }
             Ok(None) => return Err(Error::Numerical("the propagator returned no evaluation".into())),
             Err(Error::Numerical(why)) => {

@@ -2,6 +2,7 @@
 
 use super::state::State;
 use crate::{Model, Result};
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -128,11 +129,14 @@ pub struct AttemptSummary {
 /// The result of an inversion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The best finite model: of the last stage that ran, lowest in data rms if that was the schedule's last stage,
-    /// else lowest in the stage's misfit.
+    /// The best finite model: of the last stage that ran, lowest in data rms if that was the schedule's last stage and
+    /// had no regularisers, else lowest in the stage's misfit, regularisers included.
     pub model: Model,
     /// The model that the inversion began with.
     pub start: Model,
+    /// Standard deviations (nz, nx) of that model, m/s, where they were given.
+    #[serde(skip)]
+    pub confidence: Option<Array2<f64>>,
     /// Rms of the unfiltered residual of the best model, in the data's units.
     pub data_rms: f64,
     /// Its misfit in that stage.
@@ -145,7 +149,7 @@ pub struct Outcome {
     pub iterations: u64,
     /// Normal matrices of Gauss-Newton steps in all.
     pub normal_matrices: u64,
-    /// Wall time that they took, s.
+    /// Wall time of these steps, s: the matrices and the solutions with them, evaluations left aside.
     pub curvature_seconds: f64,
     /// Wall time, s, that of runs before a resume included.
     pub seconds: f64,

@@ -3,8 +3,7 @@
 //! argmin's executor owns its observers and its checkpoint for ever and loses both solver and problem on an error, so
 //! the solver is stepped by hand here: after every iteration the state is whole, borrowed by the caller, and saved.
 
-use super::encoding::Encoding;
-use super::lbfgs::{Iterate, Lbfgs};
+use super::lbfgs::Iterate;
 use super::objective::{Clock, EvaluationLimits, Halt, Live, Objective, mean_absolute_error};
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::stage::{Stage, default_schedule};
@@ -12,7 +11,7 @@ use super::start::{Start, source_velocities};
 use super::state::{At, Best, Finished, Ledger, State};
 use crate::curvature::{Curvature, CurvatureOptions};
 use crate::misfit::{Misfit, MisfitSpec};
-use crate::{Error, Observed, Propagator, Result};
+use crate::{Error, Model, Observed, Propagator, Result, Survey};
 use argmin::core::{Problem, Solver, State as _, TerminationReason, TerminationStatus};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -187,6 +186,10 @@ impl<'a> Inversion<'a> {
         &self.settings
     }
 
+    pub(super) fn survey(&self) -> &Survey {
+        self.propagator.survey()
+    }
+
     /// What of the gather counts in a stage. The samples are shared.
     pub(super) fn data(&self, stage: &Stage) -> Observed {
         let mut data = self.observed.clone();
@@ -242,6 +245,11 @@ impl<'a> Inversion<'a> {
     /// Errors when the starting model cannot be made or evaluated, or when a checkpoint cannot be saved.
     pub fn run(&self, start: &Start, observer: &mut dyn Observer) -> Result<Outcome> {
         let model = start.model(self.propagator.survey(), self.observed, self.settings.bounds)?;
+        self.drive(self.beginning(model), observer)
+    }
+
+    /// The state before anything was evaluated.
+    pub(super) fn beginning(&self, model: Model) -> State {
         let nan = f64::NAN;
         let before = self.earlier.last().map(|f| &f.outcome);
         let ledger = before.map_or_else(Ledger::default, |o| Ledger {
@@ -251,7 +259,7 @@ impl<'a> Inversion<'a> {
             curvature_seconds: o.curvature_seconds,
             ..Ledger::default()
         });
-        let state = State {
+        State {
             fingerprint: self.fingerprint(),
             stage: 0,
             start: model.clone(),
@@ -265,8 +273,7 @@ impl<'a> Inversion<'a> {
             seconds: before.map_or(0.0, |o| o.seconds),
             stages: vec![],
             earlier: self.earlier.clone(),
-        };
-        self.drive(state, observer)
+        }
     }
 
     /// Continues from a checkpoint. Limits may differ from the interrupted run's; data, stages, bounds, memory, first
@@ -277,7 +284,11 @@ impl<'a> Inversion<'a> {
             return Err(Error::Usage(other.into()));
         }
         let shape = self.propagator.survey().map_shape();
-        let sound = state.is_sound(shape, self.settings.stages.len(), &self.solver());
+        let stages = &self.settings.stages;
+        let sound = state.is_sound(shape, stages.len()) && {
+            let variables = self.variables(&stages[state.stage], &state)?;
+            state.fits(&self.solver(&variables))
+        };
         if !sound { Err(Error::Usage(other.into())) } else { self.drive(state, observer) }
     }
 
@@ -351,6 +362,7 @@ impl<'a> Inversion<'a> {
             mae: self.truth.map(|t| mean_absolute_error(t, &best.model)),
             model: best.model,
             start: state.start,
+            confidence: state.confidence,
             data_rms: best.data_rms,
             misfit: best.misfit,
             evaluations: state.ledger.evaluations,
@@ -372,20 +384,36 @@ impl<'a> Inversion<'a> {
         clock: Clock,
         observer: &mut dyn Observer,
     ) -> Result<Halt> {
+        let stage = &self.settings.stages[state.stage];
+        if stage.lbfgs.is_some() && state.begin.is_none() {
+            state.begin = Some(state.entry.clone());
+        }
+        let objective = self.objective(state, stage, clock, observer)?;
+        let halt = self.iterate(state, carried, stage, &objective);
+        state.ledger = objective.live.into_inner().ledger;
+        halt
+    }
+
+    /// What a stage minimises.
+    pub(super) fn objective<'o>(
+        &'o self,
+        state: &State,
+        stage: &'o Stage,
+        clock: Clock,
+        observer: &'o mut dyn Observer,
+    ) -> Result<Objective<'o>> {
         let s = &self.settings;
-        let stage = &s.stages[state.stage];
-        let survey = self.propagator.survey();
         let scale = state.at.as_ref().map_or(1.0, |at| at.scale);
-        let data = self.data(stage);
-        let objective = Objective {
+        Ok(Objective {
             propagator: self.engine(stage),
-            observed: &data,
+            observed: self.data(stage),
             truth: self.truth,
             misfit: self.misfit(stage)?,
-            encoding: Encoding::new(stage, survey.map_shape(), s.bounds, &self.held),
+            variables: self.variables(stage, state)?,
+            penalty: self.penalty(stage, state)?,
             stage: state.stage,
             stage_name: &stage.name,
-            by_rms: state.stage + 1 == s.stages.len(),
+            by_rms: state.stage + 1 == s.stages.len() && stage.lbfgs.is_none(),
             limits: EvaluationLimits {
                 cancel: self.cancel,
                 time: s.time_limit,
@@ -394,10 +422,7 @@ impl<'a> Inversion<'a> {
             },
             clock,
             live: RefCell::new(Live::new(observer, state.ledger.clone(), scale)),
-        };
-        let halt = self.iterate(state, carried, stage, &objective);
-        state.ledger = objective.live.into_inner().ledger;
-        halt
+        })
     }
 
     fn iterate(&self, state: &mut State, carried: Option<At>, stage: &Stage, objective: &Objective) -> Result<Halt> {
@@ -459,7 +484,10 @@ impl<'a> Inversion<'a> {
     ) -> Result<std::result::Result<At, Halt>> {
         let (solver, scale, x) = match carried {
             Some(at) => (at.solver, Some(at.scale), at.x),
-            None => (self.solver(), None, objective.encoding.encode(&state.entry.model)),
+            None => {
+                let variables = &objective.variables;
+                (self.solver(variables), None, variables.encode(&state.entry.model))
+            }
         };
         let Some(point) = objective.point(&x) else {
             let halt = objective.live.borrow_mut().refusal()?;
@@ -506,25 +534,18 @@ impl<'a> Inversion<'a> {
         (decrease < stall.decrease).then_some(Halt::Stage(stop))
     }
 
-    /// The solver of a stage before its first iteration. What lies deep is lit weakly: the metric grows with the rows
-    /// between a cell and the nearest row of sources or receivers.
-    fn solver(&self) -> Lbfgs {
-        let (s, survey) = (&self.settings, self.propagator.survey());
-        let rows: Vec<usize> = survey.sources.iter().chain(&survey.receivers).map(|p| p.z).collect();
-        let mut metric = vec![1.0; survey.nz * survey.nx + 1];
-        for (z, cells) in metric.chunks_exact_mut(survey.nx).take(survey.nz).enumerate() {
-            let distance = rows.iter().map(|r| r.abs_diff(z)).min().unwrap_or(0);
-            cells.fill((1.0 + distance as f64).powf(s.depth_exponent));
-        }
-        Lbfgs::new(metric, s.memory, s.first_step)
-    }
-
     /// Checksum of all that decides the path of an inversion, limits left aside.
     fn fingerprint(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         let s = &self.settings;
-        let paths: Vec<_> =
-            s.stages.iter().map(|g| (g.misfit, g.smoothing, g.vmin, g.refined, g.skip_below, g.until, &g.newton, g.round)).collect();
+        let paths: Vec<_> = s
+            .stages
+            .iter()
+            .map(|g| {
+                let when = (g.skip_below, g.until);
+                ((g.misfit, g.smoothing, g.vmin, g.refined, when), (&g.newton, &g.lbfgs, g.round))
+            })
+            .collect();
         let o = self.observed;
         let engines = (self.propagator.arithmetic(), self.fine.map(|p| p.arithmetic()));
         let words =

@@ -2,6 +2,7 @@
 
 use super::newton::Newton;
 use super::rounding::Round;
+use super::variables::QuasiNewton;
 use crate::misfit::MisfitSpec;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct Stage {
     /// Gauss-Newton steps in place of L-BFGS; its misfit is least squares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newton: Option<Newton>,
+    /// Regularisers and other unknowns for L-BFGS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lbfgs: Option<QuasiNewton>,
     /// Rounds flat patches at the end of the stage, where the data allow it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub round: Option<Round>,
@@ -83,6 +87,7 @@ impl Stage {
             until: None,
             skip_below: None,
             newton: None,
+            lbfgs: None,
             round: None,
         }
     }
@@ -92,6 +97,8 @@ impl Stage {
     pub(super) fn continues(&self, before: &Self) -> bool {
         self.newton.is_none()
             && before.newton.is_none()
+            && self.lbfgs.is_none()
+            && before.lbfgs.is_none()
             && before.round.is_none()
             && (self.misfit, self.smoothing, self.vmin, self.until)
                 == (before.misfit, before.smoothing, before.vmin, before.until)
@@ -130,6 +137,12 @@ impl Stage {
                 return fail("Gauss-Newton takes neither a misfit besides l2 nor a smoothing".into());
             }
             newton.validate().or_else(|e| fail(e.to_string()))?;
+        }
+        if let Some(lbfgs) = &self.lbfgs {
+            if self.newton.is_some() || self.smoothing.is_some() {
+                return fail("regularised L-BFGS takes neither Gauss-Newton steps nor a smoothing beside it".into());
+            }
+            lbfgs.validate().or_else(|e| fail(e.to_string()))?;
         }
         if let Some(round) = &self.round {
             round.validate().or_else(|e| fail(e.to_string()))?;

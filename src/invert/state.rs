@@ -20,7 +20,7 @@ pub struct State {
     /// Standard deviations of the start, m/s, where a prior tells them.
     pub(super) confidence: Option<Array2<f64>>,
     pub(super) stage: usize,
-    /// What a Gauss-Newton stage began with.
+    /// What a Gauss-Newton or regularised stage began with.
     pub(super) begin: Option<Best>,
     /// Gauss-Newton steps taken in this stage.
     pub(super) step: usize,
@@ -143,9 +143,8 @@ impl State {
     }
 
     /// Whether every vector has the length that the inversion indexes it by, and the numbers it divides by are numbers.
-    pub(super) fn is_sound(&self, shape: (usize, usize), stages: usize, solver: &Lbfgs) -> bool {
+    pub(super) fn is_sound(&self, shape: (usize, usize), stages: usize) -> bool {
         let model = |m: &Model| m.vp.dim() == shape && m.to_vec().iter().all(|v| v.is_finite());
-        let n = shape.0 * shape.1 + 1;
         self.stage < stages
             && self.stages.len() == self.stage
             && model(&self.start)
@@ -155,13 +154,17 @@ impl State {
             && self.confidence.as_ref().is_none_or(|c| c.dim() == shape && c.iter().all(|v| v.is_finite()))
             && self.seconds >= 0.0
             && self.earlier.iter().all(|f| f.outcome.model.vp.dim() == shape && f.outcome.start.vp.dim() == shape)
-            && self.at.as_ref().is_none_or(|at| {
-                at.solver.fits(solver)
-                    && at.x.len() == n
-                    && at.gradient.len() == n
-                    && at.x.iter().all(|x| x.is_finite())
-                    && at.scale.is_finite()
-                    && !at.history.is_empty()
-            })
+    }
+
+    /// Whether the optimiser's vectors are as long as those of a new `solver` of the stage.
+    pub(super) fn fits(&self, solver: &Lbfgs) -> bool {
+        self.at.as_ref().is_none_or(|at| {
+            at.solver.fits(solver)
+                && at.x.len() == solver.dim()
+                && at.gradient.len() == solver.dim()
+                && at.x.iter().all(|x| x.is_finite())
+                && at.scale.is_finite()
+                && !at.history.is_empty()
+        })
     }
 }

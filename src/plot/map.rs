@@ -9,6 +9,7 @@ use ndarray::{ArrayView2, ArrayView3, Axis as Dimension};
 
 const VELOCITY: Quantity = Quantity { name: "Velocity", unit: "m/s" };
 const DIFFERENCE: Quantity = Quantity { name: "Difference", unit: "m/s" };
+const DEVIATION: Quantity = Quantity { name: "Standard deviation", unit: "m/s" };
 const DISTANCE: Quantity = Quantity { name: "Distance", unit: "m" };
 const DEPTH: Quantity = Quantity { name: "Depth", unit: "m" };
 
@@ -31,12 +32,7 @@ pub fn map_figure(
     truth: Option<ArrayView2<f64>>,
 ) -> Result<Vec<u8>> {
     let (nz, nx) = map.dim();
-    if nz == 0 || nx == 0 {
-        return Err(Error::Usage(format!("a map of {nz} x {nx} cells cannot be drawn; give at least one cell")));
-    }
-    if !(dx.is_finite() && dx > 0.0) {
-        return Err(Error::Usage(format!("the cell size must be positive and finite to draw a map, not {dx} m")));
-    }
+    check((nz, nx), dx)?;
     for (what, other) in [("starting", start), ("true", truth)] {
         if let Some((z, x)) = other.map(|o| o.dim()).filter(|&d| d != (nz, nx)) {
             return Err(Error::Usage(format!(
@@ -69,6 +65,31 @@ pub fn map_figure(
         panels.push(Panel { data: data.view(), title, scale: &difference_scale, bar: Some(DIFFERENCE) });
     }
     let target = if alone { 560 } else { 420 };
+    draw_row(panels, (nz, nx), dx, target)
+}
+
+/// Standard deviations (nz, nx) of the cells of a map, in m/s, with their axes in m, as PNG bytes; `title` stands above them.
+///
+/// # Errors
+/// As [`map_figure`].
+pub fn uncertainty_figure(deviations: ArrayView2<f64>, dx: f64, title: &str) -> Result<Vec<u8>> {
+    check(deviations.dim(), dx)?;
+    let scale = ColourScale::spanning(ColourMap::Viridis, deviations.iter().copied().chain([0.0]));
+    let panel = Panel { data: deviations, title: title.into(), scale: &scale, bar: Some(DEVIATION) };
+    draw_row(vec![panel], deviations.dim(), dx, 560)
+}
+
+fn check((nz, nx): (usize, usize), dx: f64) -> Result<()> {
+    if nz == 0 || nx == 0 {
+        return Err(Error::Usage(format!("a map of {nz} x {nx} cells cannot be drawn; give at least one cell")));
+    }
+    if !(dx.is_finite() && dx > 0.0) {
+        return Err(Error::Usage(format!("the cell size must be positive and finite to draw a map, not {dx} m")));
+    }
+    Ok(())
+}
+
+fn draw_row(panels: Vec<Panel>, (nz, nx): (usize, usize), dx: f64, target: u32) -> Result<Vec<u8>> {
     let row = Row {
         name: None,
         panels,

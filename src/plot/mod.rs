@@ -17,4 +17,4 @@ mod panel;
 pub use convergence::{Progress, StageStart, convergence_figure};
 pub use curves::{CurvePanel, Scale, curves_figure};
 pub use gather::gather_figure;
-pub use map::{contact_sheet, contact_sheet_in_rows, map_figure};
+pub use map::{contact_sheet, contact_sheet_in_rows, map_figure, uncertainty_figure};
