@@ -240,7 +240,7 @@ mod tests {
                 assert!(penalty > 1e-6 * at.misfit && penalty < at.misfit, "{unknowns:?}: {penalty} {}", at.misfit);
                 for k in 0..3 {
                     let direction: Vec<f64> = (0..x.len()).map(|i| (i as f64 * (0.7 + k as f64)).cos()).collect();
-                    let h = 1e-2 * size;
+                    let h = 1e-3 * size;
                     let to = |t: f64| begin.iter().zip(&direction).map(|(x, d)| x + t * d).collect::<Vec<_>>();
                     let misfit = |t: f64| objective.point(&to(t)).unwrap().misfit;
                     let difference = (misfit(h) - misfit(-h)) / (2.0 * h);
