@@ -52,8 +52,10 @@ pub enum RecipeStart {
 const EMBEDDED: &[(&str, &str)] = &[
     ("continuation", include_str!("../../recipes/continuation.toml")),
     ("flat", include_str!("../../recipes/flat.toml")),
+    ("flat-skipped", include_str!("../../recipes/flat-skipped.toml")),
     ("layered", include_str!("../../recipes/layered.toml")),
     ("sharp", include_str!("../../recipes/sharp.toml")),
+    ("skipped", include_str!("../../recipes/skipped.toml")),
     ("smooth", include_str!("../../recipes/smooth.toml")),
 ];
 

@@ -36,6 +36,13 @@ pub enum StopReason {
         /// The data rms, in their units.
         rms: f64,
     },
+    /// The stage ended so far from the data that nothing can come of those after it.
+    Abandoned {
+        /// The data rms, in their units.
+        rms: f64,
+        /// What it should have been at most.
+        limit: f64,
+    },
     /// The flat patches of the stage do not fit the data; it went back to where it began.
     Undone,
     /// The evaluations allowed are spent.
@@ -67,6 +74,9 @@ impl fmt::Display for StopReason {
             Self::Converged => write!(f, "converged: the gradient is zero within the bounds"),
             Self::Completed { steps } => write!(f, "all {steps} steps were taken"),
             Self::Skipped { rms } => write!(f, "left out: the data rms is {rms:.3e} already"),
+            Self::Abandoned { rms, limit } => {
+                write!(f, "given up: a stage ended at a data rms of {rms:.3e}, not within {limit:.1e}")
+            }
             Self::Undone => write!(f, "undone: the map is not flat where the stage took it to be"),
             Self::MaxEvals { limit } => write!(f, "all {limit} evaluations are spent"),
             Self::TimeLimit { seconds } => write!(f, "the time limit of {seconds} s is reached"),

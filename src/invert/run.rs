@@ -311,7 +311,10 @@ impl<'a> Inversion<'a> {
                 _ => None,
             };
             let (stop, all) = match halt {
-                Halt::Stage(stop) => (stop, false),
+                Halt::Stage(stop) => match stage.abandon_above.filter(|limit| best.data_rms > *limit) {
+                    Some(limit) => (StopReason::Abandoned { rms: best.data_rms, limit }, true),
+                    None => (stop, false),
+                },
                 Halt::All(stop) => (stop, true),
             };
             let next = self.settings.stages.get(state.stage + 1).filter(|next| next.continues(stage));
@@ -542,7 +545,7 @@ impl<'a> Inversion<'a> {
             .stages
             .iter()
             .map(|g| {
-                let when = (g.skip_below, g.until);
+                let when = (g.skip_below, g.until, g.abandon_above);
                 ((g.misfit, g.smoothing, g.vmin, g.refined, when), (&g.newton, &g.lbfgs, g.round))
             })
             .collect();

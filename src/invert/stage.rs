@@ -61,6 +61,10 @@ pub struct Stage {
     /// Leaves the stage out where its first model fits the data to this rms, in their units, or better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_below: Option<f64>,
+    /// Ends the inversion where the stage ends with a data rms above this, in their units: it went into another basin, and
+    /// a recipe's fall-back comes sooner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abandon_above: Option<f64>,
     /// Gauss-Newton steps in place of L-BFGS; its misfit is least squares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newton: Option<Newton>,
@@ -86,6 +90,7 @@ impl Stage {
             refined: false,
             until: None,
             skip_below: None,
+            abandon_above: None,
             newton: None,
             lbfgs: None,
             round: None,
@@ -155,7 +160,7 @@ impl Stage {
         {
             return fail(format!("a stall needs a window above 0 and a decrease of at least 0, not {s:?}"));
         }
-        for (what, x) in [("target rms", self.target_rms), ("smoothing", self.smoothing), ("skip_below", self.skip_below), ("until", self.until)] {
+        for (what, x) in [("target rms", self.target_rms), ("smoothing", self.smoothing), ("skip_below", self.skip_below), ("until", self.until), ("abandon_above", self.abandon_above)] {
             if let Some(x) = x
                 && !(x.is_finite() && x > 0.0 && x < 1e6)
             {
