@@ -27,7 +27,7 @@ pub use columns::Columns;
 pub use gram::Symmetric;
 
 use crate::wave::{CpuOptions, Propagator, build, cpu::schedule::Pool};
-use crate::{Error, Mask, Model, Position, Result, Survey};
+use crate::{Error, Gather, Mask, Model, Position, Result, Survey};
 use fields::{Fields, Recorder, Region};
 use gram::Gram;
 use spectra::{Block, Timing};
@@ -94,17 +94,30 @@ impl Curvature {
     }
 
     /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
-    /// units squared per unknown squared. `vmin` is held. The bits do not depend on the threads. Errors when the mask or the
-    /// columns do not fit the survey, or the model is unstable or undersampled.
-    pub fn normal_matrix(&self, model: &Model, mask: &Mask, columns: &Columns) -> Result<(Symmetric, Parts)> {
+    /// units squared per unknown squared. `extra` is the derivative of the data with respect to one more unknown, the last
+    /// row and column, for what no cell stands for: `vmin`, by Born modelling. The bits do not depend on the threads. Errors
+    /// when the mask, the columns or `extra` do not fit the survey, or the model is unstable or undersampled.
+    pub fn normal_matrix(
+        &self,
+        model: &Model,
+        mask: &Mask,
+        columns: &Columns,
+        extra: Option<&Gather>,
+    ) -> Result<(Symmetric, Parts)> {
         let begin = Instant::now();
         self.check(mask, columns)?;
+        if let Some(found) = extra.map(|e| e.data.dim()).filter(|found| *found != self.survey.gather_shape()) {
+            let wanted = self.survey.gather_shape();
+            return Err(Error::Usage(format!(
+                "the column given has shape {found:?} but the survey records {wanted:?}"
+            )));
+        }
         let parts = Mutex::new(Parts::default());
         let sources = self.sources(model, &parts)?;
         let (survey, timing, region) = (&self.survey, &self.timing, &self.region);
         let rows = timing.rows(mask.nt, self.every);
-        let traces = Traces { survey, timing, region, model, mask, columns, sources, rows };
-        let mut gram = Gram::new(columns.len());
+        let traces = Traces { survey, timing, region, model, mask, columns, sources, rows, extra };
+        let mut gram = Gram::new(columns.len() + extra.iter().count());
         let n = self.survey.receivers.len();
         let chunk = 4 * self.pool.threads();
         for first in (0..n).step_by(chunk) {

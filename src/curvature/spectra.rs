@@ -141,7 +141,7 @@ impl Timing {
         let weight = nt as f64 / count as f64;
         let mut inverse = Vec::with_capacity(count * 2 * self.frequencies);
         for i in 0..count {
-            let t = (i as f64 + 0.5) * weight - 0.5;
+            let t = middle(i, weight);
             let factors = (0..self.frequencies).map(|k| {
                 let twice = if k == 0 { 1.0 } else { 2.0 } / self.grid.period;
                 let (c, d) = self.grid.factor(k, -t);
@@ -151,6 +151,18 @@ impl Timing {
             inverse.extend(cos.iter().chain(&sin).map(|&x| x as f32));
         }
         Rows { count, weight, inverse }
+    }
+}
+
+/// Time, in steps, of row `i` where each stands for `weight` of them.
+fn middle(i: usize, weight: f64) -> f64 {
+    (i as f64 + 0.5) * weight - 0.5
+}
+
+impl Rows {
+    /// Time of a row, in steps.
+    pub fn time(&self, i: usize) -> f64 {
+        middle(i, self.weight)
     }
 }
 

@@ -50,7 +50,7 @@ fn partial() -> Mask {
 }
 
 fn full(curvature: &Curvature, mask: &Mask) -> Symmetric {
-    curvature.normal_matrix(&model(), mask, &Columns::Cells { cells: CELLS }).unwrap().0
+    curvature.normal_matrix(&model(), mask, &Columns::Cells { cells: CELLS }, None).unwrap().0
 }
 
 /// Relative difference, in norm, of `H x` from `J' J x` by the exact operator.
@@ -118,7 +118,7 @@ fn bits_do_not_depend_on_threads() {
 fn assert_projected(columns: &Columns, basis: impl Fn(usize, usize) -> f64) {
     let curvature = curvature(2, 12.0);
     let h = full(&curvature, &partial());
-    let (projected, _) = curvature.normal_matrix(&model(), &partial(), columns).unwrap();
+    let (projected, _) = curvature.normal_matrix(&model(), &partial(), columns, None).unwrap();
     assert_eq!(projected.len(), columns.len());
     let cells = |k: usize| (0..CELLS).map(|c| basis(c, k)).collect::<Vec<f64>>();
     for k in 0..columns.len() {
@@ -140,7 +140,7 @@ fn groups_are_sums_of_cells() {
         let columns = Columns::Groups { of: of.clone(), groups };
         if size == 1 {
             let curvature = curvature(2, 12.0);
-            let (h, _) = curvature.normal_matrix(&model(), &all(), &columns).unwrap();
+            let (h, _) = curvature.normal_matrix(&model(), &all(), &columns, None).unwrap();
             let cells = full(&curvature, &all());
             let held = |i: usize| of[i].is_none();
             let entry = |i: usize, j: usize| if held(i) || held(j) { 0.0 } else { cells.lower[(i, j)] };
@@ -175,7 +175,8 @@ fn products_are_combinations_of_cells() {
 #[test]
 fn what_does_not_fit_the_survey_is_refused() {
     let c = curvature(1, 12.0);
-    let refused = |mask: &Mask, columns: Columns| c.normal_matrix(&model(), mask, &columns).err().unwrap().to_string();
+    let refused =
+        |mask: &Mask, columns: Columns| c.normal_matrix(&model(), mask, &columns, None).err().unwrap().to_string();
     assert!(refused(&Mask::all((3, 301, 5)), Columns::Cells { cells: CELLS }).contains("mask"));
     for columns in [
         Columns::Cells { cells: CELLS - 1 },
@@ -186,4 +187,36 @@ fn what_does_not_fit_the_survey_is_refused() {
     }
     let options = CurvatureOptions { every: 0.0, ..CurvatureOptions::default() };
     assert!(Curvature::new(&survey(), &options).err().unwrap().to_string().contains("every"));
+}
+
+/// The row of `vmin` is that of the exact operator, `J' J e`, and belongs to one positive semidefinite matrix.
+#[test]
+fn one_more_column_is_taken_along() {
+    let options = CpuOptions { precision: crate::wave::Precision::F64, ..CpuOptions::default() };
+    let exact = build(survey(), &options).unwrap();
+    let (m, mask) = (model(), partial());
+    let mut sponge = Model::zeros(SHAPE);
+    sponge.vmin = 1.0;
+    let mut column = exact.born(std::slice::from_ref(&m), &[sponge]).unwrap().remove(0);
+    let c = curvature(2, 10.0);
+    let (h, _) = c.normal_matrix(&m, &mask, &Columns::Cells { cells: CELLS }, Some(&column)).unwrap();
+    assert_eq!(h.len(), CELLS + 1);
+    mask.apply(&mut column);
+    let row = exact.adjoint(std::slice::from_ref(&m), std::slice::from_ref(&column)).unwrap().remove(0).vp;
+    let size = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let off = row.iter().enumerate().map(|(j, x)| (h.lower[(CELLS, j)] - x).powi(2)).sum::<f64>().sqrt();
+    assert!(off < 3e-2 * size, "{off:e} {size:e}");
+    let square = column.dot(&column);
+    assert!((h.lower[(CELLS, CELLS)] / square - 1.0).abs() < 1e-2);
+    let smallest = h.lower.self_adjoint_eigenvalues(faer::Side::Lower).unwrap()[0];
+    assert!(smallest > -1e-13 * size, "{smallest:e}");
+    assert!(
+        c.normal_matrix(
+            &m,
+            &mask,
+            &Columns::Cells { cells: CELLS },
+            Some(&Gather::new(ndarray::Array3::zeros((1, 2, 3))))
+        )
+        .is_err()
+    );
 }

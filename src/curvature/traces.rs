@@ -3,9 +3,10 @@
 use super::columns::Columns;
 use super::fields::{Fields, Region};
 use super::spectra::{self, Block, Rows, Timing};
-use crate::{Mask, Model, Survey};
+use crate::{Gather, Mask, Model, Survey};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::{ArrayView1, s};
 
 /// Some rows of the Jacobian over the columns, one after the other.
 pub struct Panel {
@@ -34,6 +35,8 @@ pub struct Traces<'a> {
     pub columns: &'a Columns,
     /// Spectra of every source's field, block by block.
     pub sources: Vec<Vec<Block>>,
+    /// Derivative of the data with respect to one more unknown, the last column.
+    pub extra: Option<&'a Gather>,
 }
 
 impl Traces<'_> {
@@ -53,12 +56,20 @@ impl Traces<'_> {
                 self.own_term(&block, shot, product);
             }
         }
+        let mut values = vec![];
         let mut rows = vec![];
-        for product in products.chunks_exact_mut(size) {
+        for (product, &shot) in products.chunks_exact_mut(size).zip(&live) {
             product.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&scale).for_each(|(x, s)| *x *= s));
+            rows.clear();
             self.append(product, &mut rows);
+            let width = self.columns.len();
+            let silent = self.rows.count - rows.len() / width.max(1);
+            for (i, row) in rows.chunks_exact(width.max(1)).enumerate() {
+                values.extend(row.iter().map(|&x| f64::from(x)));
+                values.extend(self.extra.map(|e| sample(&e.data.slice(s![shot, .., r]), self.rows.time(silent + i))));
+            }
         }
-        Panel { values: rows.into_iter().map(f64::from).collect() }
+        Panel { values }
     }
 
     /// Appends a trace's rows from the products' spectra over the cells. Both steps, to the unknowns and to time, are
@@ -109,6 +120,16 @@ impl Traces<'_> {
             out[(timing.frequencies + k) * n + p.z * survey.nx + p.x] += (a * d + b * c) as f32;
         }
     }
+}
+
+/// A trace between its samples: the cubic through the four around, for a wave is twenty samples long and more.
+fn sample(trace: &ArrayView1<f64>, t: f64) -> f64 {
+    let last = trace.len() - 1;
+    let at = (t.max(0.0) as usize).saturating_sub(1).min(last.saturating_sub(3));
+    let nodes = at..=(at + 3).min(last);
+    let weight =
+        |i: usize| nodes.clone().filter(|&j| j != i).map(|j| (t - j as f64) / (i as f64 - j as f64)).product::<f64>();
+    nodes.clone().map(|i| weight(i) * trace[i]).sum()
 }
 
 /// The rows from the first arrival on.

@@ -31,10 +31,6 @@ pub enum Unknowns {
     },
 }
 
-/// Share of the coupling between `vmin` and the cells that counts: its row is exact and the other rows are not, which
-/// could make the matrix indefinite.
-const COUPLING: f64 = 0.97;
-
 impl Unknowns {
     /// Errors on numbers that make no sense, and on directions without the one process that they belong to.
     pub fn validate(&self, regularisers: &[RegulariserSpec]) -> Result<()> {
@@ -99,21 +95,10 @@ impl Space {
         model: &Model,
         mask: &Mask,
     ) -> Result<Symmetric> {
-        let (cells, _) = curvature.normal_matrix(model, mask, &self.columns())?;
-        let n = cells.len();
-        let one = std::slice::from_ref(model);
         let mut sponge = Model::zeros(model.vp.dim());
         sponge.vmin = 1.0;
-        let mut by_vmin = engine.born(one, &[sponge])?.remove(0);
-        mask.apply(&mut by_vmin);
-        let row = self.pull(&engine.adjoint(one, &[by_vmin])?.remove(0));
-        let mut lower = Mat::zeros(n + 1, n + 1);
-        for j in 0..n {
-            lower.col_as_slice_mut(j)[j..n].copy_from_slice(&cells.lower.col_as_slice(j)[j..]);
-            lower[(n, j)] = COUPLING * row[j];
-        }
-        lower[(n, n)] = row[n];
-        Ok(Symmetric { lower })
+        let by_vmin = engine.born(std::slice::from_ref(model), &[sponge])?.remove(0);
+        Ok(curvature.normal_matrix(model, mask, &self.columns(), Some(&by_vmin))?.0)
     }
 
     /// Makes a model one of the space's where that is no matter of taste: flat patches are flat.

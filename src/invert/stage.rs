@@ -160,7 +160,13 @@ impl Stage {
         {
             return fail(format!("a stall needs a window above 0 and a decrease of at least 0, not {s:?}"));
         }
-        for (what, x) in [("target rms", self.target_rms), ("smoothing", self.smoothing), ("skip_below", self.skip_below), ("until", self.until), ("abandon_above", self.abandon_above)] {
+        for (what, x) in [
+            ("target rms", self.target_rms),
+            ("smoothing", self.smoothing),
+            ("skip_below", self.skip_below),
+            ("until", self.until),
+            ("abandon_above", self.abandon_above),
+        ] {
             if let Some(x) = x
                 && !(x.is_finite() && x > 0.0 && x < 1e6)
             {
