@@ -85,7 +85,7 @@ fn main() -> Result<()> {
     let dispatch = Dispatch::new(vec![device.clone()], vec![])?;
     let settings = Settings { max_evals: Some(120), ..Settings::default() };
     let cancel = AtomicBool::new(false);
-    let load = |_: &usize| Ok(Task { observed: observed.clone(), start: Start::Gradient, truth: None });
+    let load = |_: &usize| Ok(Task::new(observed.clone(), Start::Gradient));
     let since = Instant::now();
     let sink = |_, outcome: Result<_>| outcome.map(drop);
     invert_many(&dispatch, None, 0..3 * in_flight, &settings, in_flight, &cancel, load, sink)?;

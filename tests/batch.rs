@@ -348,7 +348,7 @@ fn settings() -> Settings {
 
 fn task(observed: &Observed) -> Task {
     let start = Start::Map(Array2::from_shape_fn((N, N), |(z, _)| 1780.0 + 55.0 * z as f64));
-    Task { observed: observed.clone(), start, truth: None }
+    Task::new(observed.clone(), start)
 }
 
 /// What does not depend on the clock.

@@ -181,7 +181,8 @@ fn check_tells_this_map_from_another() {
     assert_eq!(result(&bench.path("holes"))["masked_traces"], serde_json::json!([[1, 3], [4, 69]]));
 }
 
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 22] = [
+    "attempts",
     "data_rms",
     "data_rms_per_shot",
     "engine",
@@ -194,6 +195,7 @@ const KEYS: [&str; 20] = [
     "masked_traces",
     "peak_memory_bytes",
     "prior",
+    "recipe",
     "samples_used",
     "seconds",
     "settings",

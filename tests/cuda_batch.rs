@@ -52,7 +52,7 @@ fn task(k: usize, all: &[Observed]) -> Task {
         0 | 4 => map(k).mapv(|v| 1.0005 * v),
         _ => Array2::from_shape_fn((N, N), |(z, _)| 1780.0 + 55.0 * z as f64),
     };
-    Task { observed: all[k].clone(), start: Start::Map(start), truth: Some(map(k)) }
+    Task { truth: Some(map(k)), ..Task::new(all[k].clone(), Start::Map(start)) }
 }
 
 /// Continuation, a misfit that needs the whole history, and refined least squares in f64.

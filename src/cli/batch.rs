@@ -6,9 +6,11 @@ use super::gather_list::{self, Job, MapPerGather};
 use super::method::{Method, Signals, Until};
 use super::note;
 use super::options::{peak_memory, same_file};
-use super::prior_options::{Opened, PriorOptions, StartFrom, memory_limit};
+use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
+use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
-use fwi::invert::{Outcome, Settings, Start, Task, bytes_per_inversion, invert_many};
+use fwi::family::{self, Recipe};
+use fwi::invert::{Attempt, Outcome, Settings, Stage, Start, Task, bytes_per_inversion, invert_many, newton_bytes};
 use fwi::io::{Limits, read_map};
 use fwi::prior::predict_one;
 use fwi::wave::Dispatch;
@@ -31,9 +33,9 @@ pub struct Args {
     /// Inversions at a time [default: as many as keep the device busy and fit the memory]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     in_flight: Option<u32>,
-    /// Starting models: "prior" (what the network in this binary predicts; the default if there is one), "gradient"
-    /// (exact source velocities, growing with depth), or maps in m/s: one for all, a stack in the gathers' order, or a
-    /// directory of ID.npy
+    /// Starting models: "prior" (what the network in this binary predicts), "gradient" (exact source velocities, growing
+    /// with depth), or maps in m/s: one for all, a stack in the gathers' order, or a directory of ID.npy [default: what the
+    /// recipe named says, else the prior if there is one]
     #[arg(long, value_name = "prior|gradient|MAPS")]
     start: Option<String>,
     /// Start from the maps that this prior predicts: a name or an ONNX file; several are combined
@@ -71,10 +73,29 @@ const SHEET: usize = 20;
 struct Plan {
     survey: Survey,
     settings: Settings,
+    choice: Choice,
+    /// By recipe, that and its fall-backs: all that some gather may follow; none where all follow the settings.
+    recipes: HashMap<String, Vec<Attempt>>,
+    /// Bytes of the normal matrices of an inversion in flight, at most.
+    newton: u64,
     jobs: Vec<Job>,
     start: Starts,
     start_name: String,
     truth: Option<MapPerGather>,
+}
+
+impl Plan {
+    /// The stages that some gather may take.
+    fn stages(&self) -> Vec<&Stage> {
+        let settings = self.recipes.values().flatten().map(|a| &a.settings);
+        let own = self.recipes.is_empty().then_some(&self.settings);
+        settings.chain(own).flat_map(|s| &s.stages).collect()
+    }
+
+    /// What an inversion in flight holds.
+    fn each(&self) -> u64 {
+        bytes_per_inversion(&self.survey, &self.settings) + self.newton
+    }
 }
 
 /// Where the inversions begin.
@@ -95,8 +116,12 @@ impl Args {
     fn plan(&self) -> Result<Plan> {
         let survey = Survey::openfwi();
         let maps = self.output.join("velocity");
-        let from = StartFrom::resolve(self.start.as_deref(), &self.prior)?;
-        let settings = self.method.settings(&self.until, &survey, matches!(from, StartFrom::Priors(_)))?;
+        let choice = self.method.choice(&survey)?;
+        let from = match choice.begins_with_gradient() && self.start.is_none() && self.prior.is_empty() {
+            true => StartFrom::Gradient,
+            false => StartFrom::resolve(self.start.as_deref(), &self.prior)?,
+        };
+        let mut settings = self.method.settings(&self.until, &survey, matches!(from, StartFrom::Priors(_)))?;
         let read = self.inputs.iter().chain(&self.truth).cloned().chain(from.files());
         for input in read {
             let within = if input.is_dir() { Some(&*input) } else { input.parent() };
@@ -119,7 +144,14 @@ impl Args {
                 Starts::Prior(self.prior_options.open_for_start(names, threads, memory, half, self.quiet)?)
             }
         };
-        Ok(Plan { survey, settings, jobs, start, start_name: from.name(), truth })
+        let recipes = recipes(&choice, &settings, &survey, matches!(from, StartFrom::Priors(_)))?;
+        let start_name = from.name();
+        if !recipes.is_empty() {
+            settings.stages.clear();
+        }
+        let mut plan = Plan { survey, settings, choice, recipes, newton: 0, jobs, start, start_name, truth };
+        plan.newton = newton_bytes(plan.stages(), &plan.survey, self.engine.threads)?;
+        Ok(plan)
     }
 
     fn say(&self, text: &str) {
@@ -132,14 +164,20 @@ impl Args {
     fn engines(&self, plan: &Plan) -> Result<Engines> {
         let taken = if let Starts::Prior(opened) = &plan.start { opened.bytes } else { 0 };
         let budget = self.engine.budget()?.saturating_sub(taken);
-        let each = bytes_per_inversion(&plan.survey, &plan.settings);
+        let each = plan.each();
         let reserve = match self.in_flight {
             Some(n) => u64::from(n) * each,
+            // normal matrices: one gather at a time rather than none
+            None if plan.newton > 0 => each.max(budget / 2),
             None => budget / 2,
         };
         let Some(rest) = budget.checked_sub(reserve) else {
+            let without = match plan.newton {
+                0 => "",
+                _ => ", or take a recipe without Gauss-Newton stages: --recipe continuation",
+            };
             return Err(Error::Memory(format!(
-                "{} inversions at a time take {} MB besides the fields; lower --in-flight or raise --max-memory",
+                "{} inversions at a time take {} MB besides the fields; lower --in-flight or raise --max-memory{without}",
                 self.in_flight.unwrap_or(1),
                 reserve >> 20
             )));
@@ -153,7 +191,7 @@ impl Args {
         let fine = refined.map(|e| e.dispatch(&plan.survey, LANES, parts, log)).transpose()?;
         // two groups, so that one's optimisers work while the other's gradients are computed; and more of them as
         // inversions in different stages ask for different misfits, which no call can mix
-        let mut kinds: Vec<String> = plan.settings.stages.iter().map(|s| s.misfit.to_string()).collect();
+        let mut kinds: Vec<String> = plan.stages().iter().map(|s| s.misfit.to_string()).collect();
         kinds.sort();
         kinds.dedup();
         let groups = coarse.lanes().max(2) * kinds.len().div_ceil(2);
@@ -185,7 +223,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let known: Vec<&Line> = plan.jobs.iter().filter_map(|job| done.get(&job.id)).collect();
     report(&args, &plan, &engines, known.len());
     let tally = Tally::new(plan.jobs.len(), &known, args.quiet);
-    let load = |job: &&Job| load(&plan, job);
+    let load = |job: &&Job| load(&plan, job, args.engine.threads);
     let sink = |job: &Job, outcome: Result<Outcome>| {
         let (line, code) = line(job, &outcome);
         dir.keep(&line, outcome.as_ref().ok().map(|o| &o.model.vp))?;
@@ -207,6 +245,13 @@ fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
     let (n, in_flight) = (plan.jobs.len(), engines.in_flight);
     let resumed = if before > 0 { format!(", {before} of them done before") } else { String::new() };
     args.say(&format!("gathers: {n}{resumed}; {in_flight} at a time"));
+    let mut names: Vec<&str> = plan.recipes.keys().map(|k| &k[..]).collect();
+    names.sort_unstable();
+    match &names[..] {
+        [] => (),
+        [one] => args.say(&format!("recipe: {one}")),
+        several => args.say(&format!("recipes: by group, {}", several.join(", "))),
+    }
     args.say(&format!("engine: {}", engines.coarse.describe()));
     if let Some(fine) = &engines.fine {
         args.say(&format!("engine of refined stages: {}", fine.describe()));
@@ -214,30 +259,69 @@ fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
     if let Starts::Prior(opened) = &plan.start {
         args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory));
     }
-    let each = bytes_per_inversion(&plan.survey, &plan.settings);
+    let each = plan.each();
     let fields = engines.coarse.gradient_bytes() + engines.fine.as_ref().map_or(0, |f| f.gradient_bytes());
     let inversions = each * in_flight as u64;
     let (prior, prior_words) = match &plan.start {
         Starts::Prior(opened) => (opened.bytes, format!(", {} MB for the prior", opened.bytes >> 20)),
         _ => (0, String::new()),
     };
+    let newton = match plan.newton {
+        0 => String::new(),
+        bytes => format!(" ({} MB each for normal matrices)", bytes >> 20),
+    };
     args.say(&format!(
-        "memory: at most {} MB, {} MB of them for fields and history, {} MB for inversions{prior_words}",
+        "memory: at most {} MB, {} MB of them for fields and history, {} MB for inversions{newton}{prior_words}",
         (BASE_BYTES + fields + inversions + prior) >> 20,
         fields >> 20,
         inversions >> 20
     ));
 }
 
-fn load(plan: &Plan, job: &Job) -> Result<Task> {
+/// The recipes that gathers may follow: the one asked for, or those of all groups where a prior tells the group.
+fn recipes(
+    choice: &Choice,
+    settings: &Settings,
+    survey: &Survey,
+    from_prior: bool,
+) -> Result<HashMap<String, Vec<Attempt>>> {
+    let chosen = match (choice, from_prior) {
+        (Choice::Open, true) | (Choice::Family(_), true) => {
+            Recipe::chosen().into_iter().map(|name| load_recipe(name, survey.dt)).collect::<Result<Vec<_>>>()?
+        }
+        _ => choice.settle(None, survey.dt)?.into_iter().collect(),
+    };
+    chosen.into_iter().map(|c| Ok((c.source.clone(), c.attempts(settings, survey.dt)?))).collect()
+}
+
+fn load(plan: &Plan, job: &Job, threads: usize) -> Result<Task> {
     let truth = plan.truth.as_ref().map(|maps| maps.get(job, &plan.survey)).transpose()?;
     let observed = job.observe(&plan.survey)?;
+    let mut deviations = None;
+    let mut chosen = None;
     let start = match &plan.start {
         Starts::Gradient => Start::Gradient,
         Starts::Maps(maps) => Start::Map(maps.get(job, &plan.survey)?),
-        Starts::Prior(opened) => Start::Map(predict_one(&*opened.prior, &observed)?.velocity.mapv(f64::from)),
+        Starts::Prior(opened) => {
+            let prediction = predict_one(&*opened.prior, &observed)?;
+            let class = family::classify(&plan.survey, &observed, &prediction);
+            chosen = plan.choice.settle(Some((&class, &prediction)), plan.survey.dt)?;
+            deviations = confidence(&prediction);
+            Start::Map(prediction.velocity.mapv(f64::from))
+        }
     };
-    Ok(Task { observed, start, truth })
+    let attempts = match &chosen {
+        Some(chosen) => plan.recipes.get(&chosen.source),
+        None => plan.recipes.values().next(),
+    };
+    Ok(Task {
+        truth,
+        confidence: deviations,
+        attempts: attempts.cloned().unwrap_or_default(),
+        start_name: plan.start_name.clone(),
+        threads,
+        ..Task::new(observed, start)
+    })
 }
 
 /// The line of an outcome; for a failure, its exit code too.
@@ -251,6 +335,8 @@ fn line(job: &Job, outcome: &Result<Outcome>) -> (Line, Option<u8>) {
                 evaluations: o.evaluations,
                 seconds: o.seconds,
                 stop_reason: Some(o.stop.to_string()),
+                recipe: o.attempts.iter().find(|a| a.kept).map(|a| a.recipe.clone()),
+                attempts: o.attempts.clone(),
                 ..about
             };
             (line, None)
@@ -316,6 +402,7 @@ fn conclude(args: &Args, plan: &Plan, engines: &Engines, dir: &BatchDir, tally: 
             "peak_memory_bytes": peak_memory(),
             "devices": devices,
         },
+        "recipes": plan.recipes.iter().map(|(k, v)| (k, v.iter().map(|a| &a.settings.stages).collect())).collect::<HashMap<_, Vec<_>>>(),
         "settings": plan.settings,
     }))?;
     let rms = rms.map_or(String::new(), |r| format!(", mean data rms {r:.3e}"));

@@ -2,6 +2,7 @@
 
 use super::gather_list::npy_files;
 use super::rundir::{hold, sweep};
+use fwi::invert::AttemptSummary;
 use fwi::io::{write_array, write_atomic};
 use fwi::{Error, Result};
 use ndarray::Array2;
@@ -34,6 +35,11 @@ pub struct Line {
     pub evaluations: u64,
     /// Wall time, s, much of it spent waiting for others' gradients.
     pub seconds: f64,
+    /// The recipe whose map this is, if it follows one.
+    pub recipe: Option<String>,
+    /// The recipes tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<AttemptSummary>,
     /// Why it ended.
     pub stop_reason: Option<String>,
     /// Why it failed.

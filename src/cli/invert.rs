@@ -1,21 +1,27 @@
 //! `fwi invert`: one gather to a velocity map with figures, result and log.
 
 use super::engine::{BASE_BYTES, Engine};
+use super::explain::explain;
 use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Convergence, Monitor};
 use super::note;
 use super::options::{memory_line, observe, parse_positive, peak_memory, same_file};
 use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
+use super::recipe_choice::{Choice, Chosen, load, without_recipe};
 use super::rundir::{
     CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, UNCERTAINTY, UNCERTAINTY_FIGURE, VELOCITY, VELOCITY_FIGURE,
 };
-use fwi::invert::{Inversion, Outcome, Settings, Start, StopReason, Uncertainty};
+use fwi::family::Recipe;
+use fwi::invert::{
+    Attempt, FirstStart, Inversion, Outcome, Settings, Start, StopReason, Uncertainty, invert_with_fallbacks,
+    newton_bytes, resume_with_fallbacks,
+};
 use fwi::io::{Limits, read_map, write_array, write_atomic};
 use fwi::prior::predict_one;
 use fwi::{Error, Observed, Propagator, Result, Survey, family, plot};
 use ndarray::Array2;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Invert one gather.
@@ -24,13 +30,16 @@ pub struct Args {
     /// Gather (5, 1000, 70), or a stack of them with --index
     gather: PathBuf,
     /// Directory for velocity.npy, result.json, log.jsonl and the figures
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "explain")]
+    output: Option<PathBuf>,
+    /// Print which recipe it follows and why, what its stages do and what they take; without -o, invert nothing
+    #[arg(long)]
+    explain: bool,
     /// Which gather of a stack, from 0
     #[arg(long, value_name = "I", default_value_t = 0)]
     index: usize,
-    /// Starting model: "prior" (what the network in this binary predicts; the default if there is one), "gradient" (exact
-    /// source velocities, growing with depth) or a map (70, 70) in m/s
+    /// Starting model: "prior" (what the network in this binary predicts), "gradient" (exact source velocities, growing
+    /// with depth) or a map (70, 70) in m/s [default: what the recipe named says, else the prior if there is one]
     #[arg(long, value_name = "prior|gradient|MAP")]
     start: Option<String>,
     /// Start from the map that this prior predicts: a name or an ONNX file; several are combined
@@ -72,17 +81,28 @@ struct Plan {
     from: StartFrom,
     /// The start, unless a prior is to predict it.
     start: Option<Start>,
+    choice: Choice,
     settings: Settings,
 }
 
-/// The start, the errors expected of it and what the result tells of the prior.
-type Predicted = (Start, Option<Array2<f64>>, Option<serde_json::Value>);
-
 /// Where an inversion begins.
 struct Beginning {
-    start: Start,
-    confidence: Option<Array2<f64>>,
+    first: FirstStart,
     origin: Origin,
+    chosen: Option<Chosen>,
+}
+
+/// What computes: all stages, or refined ones.
+struct Engines {
+    coarse: Box<dyn Propagator>,
+    fine: Option<Box<dyn Propagator>>,
+}
+
+/// How it goes on: the recipe, it and its fall-backs as attempts, the bytes of their normal matrices.
+struct Way {
+    chosen: Option<Chosen>,
+    attempts: Vec<Attempt>,
+    newton: u64,
 }
 
 impl Args {
@@ -90,9 +110,13 @@ impl Args {
         let survey = Survey::openfwi();
         let limits = Limits::default();
         let inputs = [Some(&self.gather), self.truth.as_ref()].into_iter().flatten().cloned();
-        let from = StartFrom::resolve(self.start.as_deref(), &self.prior)?;
+        let choice = self.method.choice(&survey)?;
+        let from = match choice.begins_with_gradient() && self.start.is_none() && self.prior.is_empty() {
+            true => StartFrom::Gradient,
+            false => StartFrom::resolve(self.start.as_deref(), &self.prior)?,
+        };
         for input in inputs.chain(from.files()) {
-            if same_file(&input, &self.output.join("velocity.npy")) {
+            if self.output.as_ref().is_some_and(|o| same_file(&input, &o.join("velocity.npy"))) {
                 let message = format!("{}: would be overwritten by the result; choose another -o", input.display());
                 return Err(Error::Usage(message));
             }
@@ -105,28 +129,32 @@ impl Args {
             StartFrom::Maps(path) => Some(Start::Map(read_map(path, survey.map_shape(), &limits)?)),
             StartFrom::Priors(_) => None,
         };
-        Ok(Plan { survey, observed, truth, from, start, settings })
+        Ok(Plan { survey, observed, truth, from, start, choice, settings })
     }
 
-    /// The start of an inversion that begins, and what the result tells about it.
+    /// The start of an inversion that begins, its recipe, and what the result tells about both.
     fn begin(&self, plan: &Plan) -> Result<Beginning> {
         let name = plan.from.name();
-        let (start, confidence, prior) = match (&plan.start, &plan.from) {
-            (None, StartFrom::Priors(names)) => self.predict(names, &plan.observed)?,
-            (start, _) => (start.clone().unwrap_or(Start::Gradient), None, None),
-        };
-        Ok(Beginning { start, confidence, origin: Origin { start: name, prior } })
+        if let (None, StartFrom::Priors(names)) = (&plan.start, &plan.from) {
+            return self.predict(names, plan);
+        }
+        let chosen = plan.choice.settle(None, plan.survey.dt)?;
+        let recipe = chosen.as_ref().map(|c| c.source.clone());
+        let origin = Origin { start: name.clone(), prior: None, recipe };
+        let start = plan.start.clone().unwrap_or(Start::Gradient);
+        Ok(Beginning { first: FirstStart { start, name, confidence: None }, origin, chosen })
     }
 
     /// The start that priors predict, and what the result tells about them. They are gone before the inversion begins.
-    fn predict(&self, names: &[String], observed: &Observed) -> Result<Predicted> {
+    fn predict(&self, names: &[String], plan: &Plan) -> Result<Beginning> {
         let memory = memory_limit(self.engine.max_memory);
         let processes = memory.saturating_sub(BASE_BYTES);
         let opened = self.prior_options.open_for_start(names, self.engine.threads, memory, processes, self.quiet)?;
-        let prediction = predict_one(&*opened.prior, observed)?;
+        let prediction = predict_one(&*opened.prior, &plan.observed)?;
         self.say(&format!("prior: {}", opened.prior.describe()));
         self.say(&format!("memory: {} for the prior, before the inversion", opened.memory));
-        let class = family::classify(&Survey::openfwi(), observed, &prediction);
+        let class = family::classify(&plan.survey, &plan.observed, &prediction);
+        let chosen = plan.choice.settle(Some((&class, &prediction)), plan.survey.dt)?;
         let probabilities: serde_json::Map<String, serde_json::Value> =
             class.families.iter().map(|(f, q)| (f.to_string(), json!(q))).collect();
         let said = json!({
@@ -136,7 +164,80 @@ impl Args {
             "group": class.group.name(),
             "families": probabilities,
         });
-        Ok((Start::Map(prediction.velocity.mapv(f64::from)), confidence(&prediction), Some(said)))
+        let name = plan.from.name();
+        let recipe = chosen.as_ref().map(|c| c.source.clone());
+        let origin = Origin { start: name.clone(), prior: Some(said), recipe };
+        let start = Start::Map(prediction.velocity.mapv(f64::from));
+        Ok(Beginning { first: FirstStart { start, name, confidence: confidence(&prediction) }, origin, chosen })
+    }
+
+    /// The recipe of a run that is resumed: what it followed, unless something else is asked for.
+    fn recipe_of(&self, plan: &Plan, origin: &Origin) -> Result<Option<Chosen>> {
+        match (&plan.choice, &origin.recipe) {
+            (Choice::Open | Choice::Family(_), Some(source)) => {
+                Ok(Some(Chosen { why: "that of the run resumed".into(), ..load(source, plan.survey.dt)? }))
+            }
+            (choice, _) => choice.settle(None, plan.survey.dt),
+        }
+    }
+
+    fn way(&self, plan: &Plan, chosen: Option<Chosen>) -> Result<Way> {
+        let attempts = match &chosen {
+            Some(chosen) => chosen.attempts(&plan.settings, plan.survey.dt)?,
+            None => without_recipe(&plan.settings),
+        };
+        let stages = attempts.iter().flat_map(|a| &a.settings.stages);
+        let newton = newton_bytes(stages, &plan.survey, self.engine.threads)?;
+        Ok(Way { chosen, attempts, newton })
+    }
+
+    fn engines(&self, engine: &Engine, survey: &Survey) -> Result<Engines> {
+        let coarse = engine.propagator(survey.clone())?;
+        let fine = engine.refined().map(|e| e.propagator(survey.clone())).transpose()?;
+        Ok(Engines { coarse, fine })
+    }
+
+    /// The engines within the memory that normal matrices leave.
+    fn fit(&self, plan: &Plan, engines: Engines, way: &Way) -> Result<Engines> {
+        let budget = self.engine.budget()?;
+        let fine = engines.fine.as_ref().map_or(0, |f| f.gradient_bytes());
+        if way.newton == 0 || way.newton + engines.coarse.gradient_bytes().max(fine) <= budget {
+            return Ok(engines);
+        }
+        let too_much = || {
+            Error::Memory(format!(
+                "the Gauss-Newton stages of recipe {} take {} MB, more than the limit of {} MB leaves them; raise \
+                 --max-memory, or take a recipe without them: --recipe continuation",
+                way.attempts[0].recipe,
+                way.newton >> 20,
+                (budget + BASE_BYTES) >> 20
+            ))
+        };
+        let rest = budget.checked_sub(way.newton).ok_or_else(too_much)?;
+        drop(engines);
+        self.engines(&self.engine.with_budget(rest), &plan.survey).map_err(|e| match e {
+            Error::Memory(_) => too_much(),
+            other => other,
+        })
+    }
+
+    /// The inversion of some settings.
+    fn inversion<'a>(
+        &self,
+        plan: &'a Plan,
+        engines: &'a Engines,
+        signals: &'a Signals,
+        settings: &Settings,
+    ) -> Result<Inversion<'a>> {
+        let mut inversion = Inversion::new(&*engines.coarse, &plan.observed, settings.clone())?;
+        inversion = inversion.cancel(&signals.stop).threads(self.engine.threads);
+        if let Some(truth) = &plan.truth {
+            inversion = inversion.truth(truth)?;
+        }
+        match &engines.fine {
+            Some(fine) => inversion.refine(&**fine),
+            None => Ok(inversion),
+        }
     }
 
     fn say(&self, text: &str) {
@@ -146,50 +247,66 @@ impl Args {
     }
 }
 
+impl Engines {
+    /// The one of refined stages.
+    fn finest(&self) -> &dyn Propagator {
+        self.fine.as_deref().unwrap_or(&*self.coarse)
+    }
+}
+
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode> {
     let plan = args.plan()?;
-    let propagator = args.engine.propagator(plan.survey.clone())?;
-    let fine = args.engine.refined().map(|e| e.propagator(plan.survey.clone())).transpose()?;
+    let mut engines = args.engines(&args.engine, &plan.survey)?;
     let signals = Signals::install()?;
-    let mut inversion = Inversion::new(&*propagator, &plan.observed, plan.settings.clone())?;
-    inversion = inversion.cancel(&signals.stop).threads(args.engine.threads);
-    if let Some(truth) = &plan.truth {
-        inversion = inversion.truth(truth)?;
+    args.inversion(&plan, &engines, &signals, &plan.settings)?;
+    if let Choice::Recipe(chosen) = &plan.choice {
+        engines = args.fit(&plan, engines, &args.way(&plan, Some((**chosen).clone()))?)?;
     }
-    if let Some(fine) = &fine {
-        inversion = inversion.refine(&**fine)?;
-    }
+    let Some(output) = &args.output else {
+        let Beginning { first, chosen, .. } = args.begin(&plan)?;
+        let Way { chosen, attempts, .. } = args.way(&plan, chosen)?;
+        explain(chosen.as_ref(), &attempts, &first.name, &plan.survey, args.engine.threads)?;
+        return Ok(ExitCode::SUCCESS);
+    };
     // nothing in the directory is touched before all that was asked for is known to make sense
-    let mut dir = RunDir::open(&args.output)?;
+    let mut dir = RunDir::open(output)?;
     if args.resume && dir.is_finished() {
-        args.say(&format!("{}: this inversion had come to its end; nothing to resume", args.output.display()));
+        args.say(&format!("{}: this inversion had come to its end; nothing to resume", output.display()));
         return Ok(ExitCode::SUCCESS);
     }
     if dir.is_used() && !args.resume && !args.force {
         let message = format!(
             "{} holds an inversion; continue it with --resume, replace it with --force or choose another -o",
-            args.output.display()
+            output.display()
         );
         return Err(Error::Usage(message));
     }
     dir.sweep();
     let state = if args.resume { dir.checkpoint()? } else { None };
-    let begun = if state.is_none() { Some(args.begin(&plan)?) } else { None };
+    let (first, origin, chosen) = match &state {
+        None => {
+            let Beginning { first, origin, chosen } = args.begin(&plan)?;
+            (Some(first), origin, chosen)
+        }
+        Some(_) => {
+            let origin = dir.origin();
+            let chosen = args.recipe_of(&plan, &origin)?;
+            (None, origin, chosen)
+        }
+    };
+    let way = args.way(&plan, chosen)?;
+    engines = args.fit(&plan, engines, &way)?;
     if !args.resume {
         dir.clear()?;
     }
-    let (start, origin) = match begun {
-        Some(Beginning { start, confidence, origin }) => {
-            dir.write_origin(&origin)?;
-            if let Some(deviations) = confidence {
-                inversion = inversion.confidence(deviations)?;
-            }
-            (start, origin)
-        }
-        None => (Start::Gradient, dir.origin()),
-    };
-    report(&args, &plan, &origin, &*propagator, fine.as_deref());
+    if first.is_some() {
+        dir.write_origin(&origin)?;
+    }
+    if args.explain {
+        explain(way.chosen.as_ref(), &way.attempts, &origin.start, &plan.survey, args.engine.threads)?;
+    }
+    report(&args, &plan, &origin, &engines, &way);
     if let Some(state) = &state {
         args.say(&format!("resuming after iteration {}", state.iterations()));
     } else if args.resume {
@@ -198,23 +315,31 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let before = dir.open_log(state.as_ref().map_or(0, |s| s.iterations()))?;
     let budget = Budget { evaluations: args.until.max_evals, time: args.until.time_limit };
     let mut monitor = Monitor::new(&mut dir, budget, before, args.quiet);
-    let outcome = match state {
-        Some(state) => inversion.resume(state, &mut monitor).map_err(|e| match e {
-            Error::Usage(what) => Error::Usage(format!("{}: {what}", args.output.display())),
-            other => other,
-        }),
-        None => inversion.run(&start, &mut monitor),
+    let make = |settings: &Settings| args.inversion(&plan, &engines, &signals, settings);
+    let outcome = match (state, &first) {
+        (Some(state), _) => resume_with_fallbacks(&way.attempts, &origin.start, state, &make, &mut monitor)
+            .map_err(|e| another(e, output, way.chosen.as_ref())),
+        (None, Some(first)) => invert_with_fallbacks(&way.attempts, first, &make, &mut monitor),
+        (None, None) => unreachable!("a run that begins has a start"),
     };
     monitor.finish();
     let convergence = std::mem::take(&mut monitor.convergence);
     let outcome = outcome?;
     let uncertainty = match args.uncertainty && outcome.stop != StopReason::Cancelled {
-        true => Some(uncertainty(&args, &inversion, &outcome)?),
+        true => Some(uncertainty(&args, &make(&way.attempts[kept(&outcome)].settings)?, &outcome)?),
         false => None,
     };
     let told = (&outcome, uncertainty.as_ref());
-    write_outputs(&args, &plan, &origin, fine.as_deref().unwrap_or(&*propagator), told, &dir, &convergence)?;
-    conclude(&args, &outcome, &dir, &signals)
+    write_outputs(&args, &plan, &origin, &engines, &way, told, &dir, &convergence)?;
+    conclude(&args, &way, &outcome, &dir, &signals)
+}
+
+/// A refused checkpoint with where it lies, and with the recipe's file, which may have changed since.
+fn another(error: Error, output: &Path, chosen: Option<&Chosen>) -> Error {
+    let Error::Usage(what) = error else { return error };
+    let file = chosen.filter(|c| Recipe::names().all(|n| n != c.source));
+    let changed = file.map_or(String::new(), |c| format!(" (it followed {}: has that file changed?)", c.source));
+    Error::Usage(format!("{}: {what}{changed}", output.display()))
 }
 
 /// The family that the prior and the gather tell, or, without a prior, the gather alone.
@@ -223,7 +348,7 @@ fn family_of(plan: &Plan, origin: &Origin) -> String {
     told.unwrap_or_else(|| family::from_gather(&plan.survey, &plan.observed)).to_string()
 }
 
-fn report(args: &Args, plan: &Plan, origin: &Origin, propagator: &dyn Propagator, fine: Option<&dyn Propagator>) {
+fn report(args: &Args, plan: &Plan, origin: &Origin, engines: &Engines, way: &Way) {
     args.say(&format!("gather: {}, family {}", args.gather.display(), family_of(plan, origin)));
     let o = &plan.observed;
     if o.mask.nt < plan.survey.nt {
@@ -236,11 +361,19 @@ fn report(args: &Args, plan: &Plan, origin: &Origin, propagator: &dyn Propagator
             args.say(&format!("{} traces are {what} and do not count: {}{more}", list.len(), named.join(", ")));
         }
     }
-    args.say(&format!("engine: {}", propagator.describe()));
-    if let Some(fine) = fine {
+    if let Some(Chosen { recipe, why, .. }) = &way.chosen {
+        args.say(&format!("recipe: {}, {why}", recipe.name));
+    }
+    args.say(&format!("engine: {}", engines.coarse.describe()));
+    if let Some(fine) = &engines.fine {
         args.say(&format!("engine of refined stages: {}", fine.describe()));
     }
-    args.say(&memory_line(fine.unwrap_or(propagator)));
+    args.say(&memory_line(engines.finest(), way.newton));
+}
+
+/// Which attempt's map was kept.
+fn kept(outcome: &Outcome) -> usize {
+    outcome.attempts.iter().position(|a| a.kept).unwrap_or(0)
 }
 
 /// The standard deviations of the result, told of.
@@ -256,15 +389,18 @@ fn uncertainty(args: &Args, inversion: &Inversion, outcome: &Outcome) -> Result<
     Ok(found)
 }
 
+#[expect(clippy::too_many_arguments, reason = "no two of them belong together")]
 fn write_outputs(
     args: &Args,
     plan: &Plan,
     origin: &Origin,
-    propagator: &dyn Propagator,
+    engines: &Engines,
+    way: &Way,
     (outcome, uncertainty): (&Outcome, Option<&Uncertainty>),
     dir: &RunDir,
     (history, stages): &Convergence,
 ) -> Result<()> {
+    let propagator = engines.finest();
     let map = &outcome.model.vp;
     write_array(dir.file(VELOCITY), map.mapv(|v| v as f32).view())?;
     let synthetic = propagator.forward(std::slice::from_ref(&outcome.model))?.remove(0);
@@ -278,6 +414,8 @@ fn write_outputs(
         let title = format!("Expected MAE {:.2} m/s", u.expected_mae());
         png(UNCERTAINTY_FIGURE, plot::uncertainty_figure(u.deviations.view(), plan.survey.dx, &title)?)?;
     }
+    let kept = kept(outcome);
+    let recipe = way.chosen.as_ref().map(|_| &way.attempts[kept].recipe);
     let result = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "gather": args.gather,
@@ -294,11 +432,13 @@ fn write_outputs(
         "seconds": outcome.seconds,
         "peak_memory_bytes": peak_memory(),
         "stop_reason": outcome.stop.to_string(),
+        "recipe": recipe,
+        "attempts": if way.chosen.is_some() { &outcome.attempts[..] } else { &[] },
         "stages": outcome.stages,
         "masked_traces": outcome.masked,
         "samples_used": plan.observed.mask.nt,
         "engine": propagator.describe(),
-        "settings": plan.settings,
+        "settings": way.attempts[kept].settings,
         "uncertainty": uncertainty.map(|u| json!({
             "expected_mae": u.expected_mae(),
             "noise": u.noise,
@@ -309,7 +449,12 @@ fn write_outputs(
 }
 
 /// Says how it ended; the exit code tells of an interruption.
-fn conclude(args: &Args, outcome: &Outcome, dir: &RunDir, signals: &Signals) -> Result<ExitCode> {
+fn conclude(args: &Args, way: &Way, outcome: &Outcome, dir: &RunDir, signals: &Signals) -> Result<ExitCode> {
+    for a in outcome.attempts.iter().filter(|_| way.attempts.len() > 1) {
+        let kept = if a.kept { "kept" } else { "not kept" };
+        let rms = a.data_rms.map_or("not begun".into(), |rms| format!("data rms {rms:.3e}"));
+        args.say(&format!("recipe {} from {}: {rms}, {kept}", a.recipe, a.start));
+    }
     let mae = outcome.mae.map_or(String::new(), |m| format!(", MAE {m:.2} m/s"));
     args.say(&format!(
         "data rms {:.3e}{mae} after {} evaluations in {:.0} s: {}",
@@ -317,7 +462,7 @@ fn conclude(args: &Args, outcome: &Outcome, dir: &RunDir, signals: &Signals) -> 
     ));
     args.say(&format!("wrote {}", dir.file(VELOCITY).display()));
     match outcome.stop {
-        StopReason::Cancelled => Err(signals.interruption(&args.output)),
+        StopReason::Cancelled => Err(signals.interruption(args.output.as_deref().unwrap_or(Path::new(".")))),
         StopReason::MaxEvals { .. } | StopReason::TimeLimit { .. } => Ok(ExitCode::SUCCESS),
         _ => dir.finish().map(|()| ExitCode::SUCCESS),
     }

@@ -1,11 +1,11 @@
 //! How to optimise and when to stop: options and signals that `fwi invert` and `fwi batch` share.
 
 use super::options::{parse_duration, parse_positive};
+use super::recipe_choice::{Choice, load};
 use fwi::invert::{Settings, Stage, prior_schedule};
-use fwi::family::Recipe;
-use fwi::{Error, Result, Survey};
+use fwi::{Error, Family, Result, Survey};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -28,13 +28,16 @@ pub struct Until {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Method")]
 pub struct Method {
-    /// Stages in order, each MISFIT or MISFIT@EVALUATIONS: lowpass:HZ, l2, l1, huber:D, student:S [default: frequency
-    /// continuation, a short one from a prior, then l2]
+    /// Recipe: a name that fwi recipes list shows, or a TOML file [default: that of the gather's group where a prior
+    /// predicts the start, frequency continuation elsewhere]
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "stages")]
+    recipe: Option<String>,
+    /// Take the recipe for this family, such as CurveFault_B, in place of the one for the group that is found
+    #[arg(long, value_name = "FAMILY", conflicts_with_all = ["stages", "recipe"])]
+    family: Option<Family>,
+    /// Stages in place of a recipe, each MISFIT or MISFIT@EVALUATIONS: lowpass:HZ, l2, l1, huber:D, student:S
     #[arg(long, value_name = "STAGES")]
     stages: Option<String>,
-    /// Stages from a recipe in a TOML file
-    #[arg(long, value_name = "FILE", conflicts_with = "stages")]
-    recipe: Option<PathBuf>,
     /// Smallest and largest velocity, m/s
     #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "1500,4500")]
     bounds: Vec<f64>,
@@ -44,8 +47,18 @@ pub struct Method {
 }
 
 impl Method {
+    /// What was asked for.
+    pub fn choice(&self, survey: &Survey) -> Result<Choice> {
+        Ok(match (&self.recipe, self.family, &self.stages) {
+            (Some(name), _, _) => Choice::Recipe(Box::new(load(name, survey.dt)?)),
+            (_, Some(family), _) => Choice::Family(family),
+            (_, _, Some(_)) => Choice::Stages,
+            _ => Choice::Open,
+        })
+    }
+
     /// The settings of an inversion, if the survey can compute what the bounds allow; `from_prior` chooses the stages
-    /// where none are named.
+    /// where neither they nor a recipe are named.
     pub fn settings(&self, until: &Until, survey: &Survey, from_prior: bool) -> Result<Settings> {
         let [low, high] = self.bounds[..] else {
             return Err(Error::Usage("--bounds takes two velocities, as in 1500,4500".into()));
@@ -62,11 +75,6 @@ impl Method {
             target_rms: until.target_rms,
             ..Settings::default()
         };
-        if let Some(path) = &self.recipe {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
-            settings.stages = Recipe::parse(&text, survey.dt).map_err(|e| Error::input(path, e.to_string()))?.stages;
-            return Ok(settings);
-        }
         match &self.stages {
             Some(text) => settings.stages = Stage::parse_schedule(text)?,
             None if from_prior => settings.stages = prior_schedule(),

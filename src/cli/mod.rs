@@ -10,6 +10,7 @@ mod classify;
 mod doctor;
 mod engine;
 mod evaluate;
+mod explain;
 mod forward;
 mod gather_list;
 mod gpu_check;
@@ -20,6 +21,8 @@ mod options;
 mod plot;
 mod prior;
 mod prior_options;
+mod recipe_choice;
+mod recipes;
 mod rundir;
 mod stats;
 mod stream;
@@ -78,6 +81,8 @@ enum Command {
     Classify(classify::Args),
     /// Measure whole inversions against known maps, by family
     Bench(bench::Args),
+    /// Recipes, how the maps of a group are inverted: list, show
+    Recipes(recipes::Args),
     /// Draw maps, gathers and logs as PNG
     Plot(plot::Args),
     /// Tell what this machine offers: instruction sets, cores, memory, versions
@@ -101,6 +106,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Prior(args) => prior::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Recipes(args) => recipes::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Doctor => doctor::run(),
         #[cfg(unix)]

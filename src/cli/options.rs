@@ -6,11 +6,15 @@ use fwi::wave::Propagator;
 use fwi::{Error, Gather, Model, Observed, Result, Survey};
 use std::path::Path;
 
-/// What a gradient will take, in words.
-pub fn memory_line(propagator: &dyn Propagator) -> String {
-    let total = propagator.gradient_bytes() + BASE_BYTES;
+/// What gradients and so many bytes of normal matrices will take, in words.
+pub fn memory_line(propagator: &dyn Propagator, normal_matrices: u64) -> String {
+    let total = propagator.gradient_bytes() + normal_matrices + BASE_BYTES;
+    let matrices = match normal_matrices {
+        0 => String::new(),
+        bytes => format!(", {} MB for normal matrices", bytes >> 20),
+    };
     format!(
-        "memory: at most {} MB, {} MB of them for fields and history",
+        "memory: at most {} MB, {} MB of them for fields and history{matrices}",
         total >> 20,
         propagator.gradient_bytes() >> 20
     )

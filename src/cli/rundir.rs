@@ -50,6 +50,9 @@ pub struct Origin {
     pub start: String,
     /// What the prior said.
     pub prior: Option<serde_json::Value>,
+    /// The recipe's name or file, if it follows one.
+    #[serde(default)]
+    pub recipe: Option<String>,
 }
 
 /// One line of the log, as far as it is read again.
@@ -211,7 +214,7 @@ impl RunDir {
             let known = fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_ORIGIN);
             known.then(|| fs::read(&path).ok()).flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok())
         };
-        read().unwrap_or(Origin { start: "that of the run resumed".into(), prior: None })
+        read().unwrap_or(Origin { start: "that of the run resumed".into(), prior: None, recipe: None })
     }
 
     /// Writes the result, which marks the run as complete.

@@ -55,6 +55,13 @@ impl Symmetric {
     }
 }
 
+/// Bytes of a sum of order `n` as it grows.
+pub fn bytes(n: usize) -> u64 {
+    let count = n.div_ceil(TILE) as u64;
+    let tile = TILE.min(n) as u64;
+    8 * (count * (count + 1) / 2) * tile * tile
+}
+
 /// The sum as it grows.
 pub struct Gram {
     n: usize,

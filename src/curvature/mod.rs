@@ -124,6 +124,27 @@ impl Curvature {
         Ok((h, parts))
     }
 
+    /// Most bytes that [`Curvature::normal_matrix`] over so many unknowns takes, its result included.
+    pub fn bytes(&self, unknowns: usize) -> u64 {
+        let (survey, threads) = (&self.survey, self.pool.threads() as u64);
+        let (cells, n) = ((survey.nz * survey.nx) as u64, unknowns as u64);
+        let (shots, region) = (survey.sources.len() as u64, self.region.cells() as u64);
+        let spectrum = 2 * self.timing.frequencies as u64;
+        let rows = self.timing.rows(survey.nt, self.every).count as u64;
+        let fields = self.timing.steps.div_ceil(self.timing.level) as u64 * region * 4;
+        let (down, across) = survey.padded_shape();
+        // single-precision fields of a simulation, and one in double for the visitor
+        let simulation = (down * across) as u64 * (4 * 4 + 8);
+        let sources = shots * spectrum * region * 4;
+        let products = (shots + 1) * spectrum * cells * 4;
+        let trace = 4 * (rows + spectrum) * cells.max(n);
+        // a panel's rows in f32 while it is made, and four a thread in f64
+        let panel = shots * rows * n;
+        let work = threads * (fields + simulation + products + trace + 4 * panel) + 4 * threads * 8 * panel;
+        let tiles = gram::bytes(unknowns);
+        sources + tiles + work.max(8 * n * n)
+    }
+
     fn check(&self, mask: &Mask, columns: &Columns) -> Result<()> {
         let shape = self.survey.gather_shape();
         if !mask.fits(shape) {

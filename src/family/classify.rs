@@ -44,6 +44,11 @@ impl Group {
         Self::within(family, map, PATCH_STEP)
     }
 
+    /// The group of a map that a prior predicted for a gather known to be of `family`.
+    pub fn of_predicted(family: Family, map: &Array2<f32>) -> Self {
+        Self::within(family, map, PREDICTED_STEP)
+    }
+
     /// The same of a map whose patches are flat to `step`, m/s.
     fn within(family: Family, map: &Array2<f32>, step: f32) -> Self {
         match family.is_faulted() && two_largest_patches(map, step) > TWO_PATCHES {
@@ -118,7 +123,7 @@ pub fn classify(survey: &Survey, observed: &Observed, prediction: &Prediction) -
     let within = families.iter().filter(|(f, _)| Group::of(*f) == group);
     let family = within.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Family::FlatVelA, |p| p.0);
     let probability = share(group);
-    let group = Group::within(family, &prediction.velocity, PREDICTED_STEP);
+    let group = Group::of_predicted(family, &prediction.velocity);
     Classification { family, families, group, probability, mirror_rms: mirror }
 }
 

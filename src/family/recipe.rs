@@ -1,23 +1,31 @@
 //! Recipes: how the maps of a group are best inverted, as data.
 //!
-//! A recipe is a TOML file: its name, what it is for, where it starts, and the stages one after the other.
+//! A recipe is a TOML file: its name, what it is for, where it starts, and the stages one after the other. Those in
+//! `recipes/` are part of the library; one table says which group gets which.
 
+use super::{Family, Group};
 use crate::invert::Stage;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 /// How to invert the gathers of a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Its name.
+    /// Its name, as `fwi recipes list` and results show it.
     pub name: String,
     /// What it is for and why it is as it is.
     pub about: String,
-    /// Where it begins.
+    /// Where it begins, unless something else is asked for.
     #[serde(default)]
     pub start: RecipeStart,
-    /// Name of the recipe to try where this one stalls far above the noise.
+    /// Data rms, in the data's units, above which it counts as stalled and [`fallback`](Self::fallback) is tried.
+    #[serde(default = "accept_rms")]
+    pub accept_rms: f64,
+    /// Name of the embedded recipe to try where this one stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
     /// The stages, in order.
@@ -25,28 +33,179 @@ pub struct Recipe {
     pub stages: Vec<Stage>,
 }
 
+fn accept_rms() -> f64 {
+    1e-4
+}
+
 /// Where a recipe begins unless something else is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecipeStart {
-    /// The prior's map.
+    /// The prior's map; as a fall-back, the map that the first recipe began with.
     #[default]
     Prior,
-    /// A gradient with depth.
+    /// Exact source velocities and a gradient with depth.
     Gradient,
 }
 
+/// The recipes in the library, by name.
+const EMBEDDED: &[(&str, &str)] = &[
+    ("continuation", include_str!("../../recipes/continuation.toml")),
+    ("flat", include_str!("../../recipes/flat.toml")),
+    ("layered", include_str!("../../recipes/layered.toml")),
+    ("sharp", include_str!("../../recipes/sharp.toml")),
+    ("smooth", include_str!("../../recipes/smooth.toml")),
+];
+
+/// Which recipe a group gets, or, where a family is named, that family of it: the first row that fits counts.
+const CHOICES: &[(Group, Option<Family>, &str)] = &[
+    (Group::FlatVel, None, "flat"),
+    (Group::StyleA, None, "smooth"),
+    (Group::StyleB, None, "sharp"),
+    (Group::TwoVelocities, None, "layered"),
+    (Group::Layered, None, "layered"),
+];
+
+/// Longest recipe that is read from a file, bytes.
+const LONGEST: u64 = 1 << 20;
+
 impl Recipe {
-    /// Parses a recipe. Errors, in one line, on what is no recipe and on stages that make no sense.
+    /// Names of the embedded recipes, sorted.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        EMBEDDED.iter().map(|(name, _)| *name)
+    }
+
+    /// The text of an embedded recipe. Errors on a name that there is not.
+    pub fn text(name: &str) -> Result<&'static str> {
+        EMBEDDED.iter().find(|(n, _)| *n == name).map(|(_, text)| *text).ok_or_else(|| {
+            let names: Vec<&str> = Self::names().collect();
+            Error::Usage(format!("no recipe is called \"{name}\"; there are {}", names.join(", ")))
+        })
+    }
+
+    /// An embedded recipe for records sampled every `dt` s. Errors on a name that there is not.
+    pub fn named(name: &str, dt: f64) -> Result<Self> {
+        Self::parse(Self::text(name)?, dt).map_err(|e| Error::Usage(format!("recipe {name}: {e}")))
+    }
+
+    /// Name of the recipe for a group, and for a family of it where that is known.
+    pub fn for_group(group: Group, family: Option<Family>) -> &'static str {
+        let fits = |row: &&(Group, Option<Family>, &str)| row.0 == group && row.1.is_none_or(|f| family == Some(f));
+        CHOICES.iter().find(fits).map_or("continuation", |row| row.2)
+    }
+
+    /// Names of the recipes that some group gets.
+    pub fn chosen() -> Vec<&'static str> {
+        let mut names: Vec<&str> = CHOICES.iter().map(|row| row.2).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// A recipe in a file. Errors name the file and, where the text is no recipe, the line.
+    pub fn read(path: &Path, dt: f64) -> Result<Self> {
+        let fail = |e| Error::io(path, "read", e);
+        let mut bytes = Vec::new();
+        File::open(path).map_err(fail)?.take(LONGEST + 1).read_to_end(&mut bytes).map_err(fail)?;
+        if bytes.len() as u64 > LONGEST {
+            return Err(Error::input(
+                path,
+                "is longer than 1 MB and no recipe; name a TOML file with [[stage]] tables",
+            ));
+        }
+        let text = String::from_utf8(bytes)
+            .map_err(|_| Error::input(path, "is no text and so no recipe; name a TOML file with [[stage]] tables"))?;
+        Self::parse(&text, dt).map_err(|e| Error::input(path, e.to_string()))
+    }
+
+    /// Parses a recipe for records sampled every `dt` s. Errors, in one line, on what is no recipe and on stages that make
+    /// no sense.
     pub fn parse(text: &str, dt: f64) -> Result<Self> {
         let recipe: Self = toml::from_str(text).map_err(|e| {
-            let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].lines().count().max(1));
+            let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
             Error::Usage(format!("line {line} of the recipe: {}", e.message().replace('\n', " ")))
         })?;
         if recipe.stages.is_empty() {
             return Err(Error::Usage("a recipe needs at least one [[stage]]".into()));
         }
+        if !(recipe.accept_rms > 0.0 && recipe.accept_rms.is_finite()) {
+            return Err(Error::Usage(format!("accept_rms must be above 0 and finite, not {}", recipe.accept_rms)));
+        }
+        if let Some(name) = &recipe.fallback {
+            Self::text(name).map_err(|e| Error::Usage(format!("fallback: {e}")))?;
+        }
         recipe.stages.iter().try_for_each(|s| s.validate(dt))?;
         Ok(recipe)
+    }
+
+    /// This recipe and those that it falls back on, one after the other; none comes twice.
+    pub fn chain(self, dt: f64) -> Result<Vec<Self>> {
+        let mut chain = vec![self];
+        while let Some(next) = chain.last().and_then(|r| r.fallback.clone()) {
+            if chain.iter().any(|r| r.name == next) {
+                break;
+            }
+            chain.push(Self::named(&next, dt)?);
+        }
+        Ok(chain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invert::default_schedule;
+
+    #[test]
+    fn every_embedded_recipe_is_read_under_its_name_and_every_choice_is_one() {
+        for name in Recipe::names() {
+            let recipe = Recipe::named(name, 1e-3).unwrap();
+            assert_eq!(recipe.name, name);
+            let text = toml::to_string(&recipe).unwrap();
+            assert_eq!(Recipe::parse(&text, 1e-3).unwrap(), recipe, "{text}");
+            recipe.chain(1e-3).unwrap();
+        }
+        assert!(Recipe::names().is_sorted());
+        for group in Group::ALL {
+            let general = CHOICES.iter().any(|row| row.0 == group && row.1.is_none());
+            assert!(general, "no recipe for {group}");
+        }
+        assert!(CHOICES.iter().all(|row| Recipe::text(row.2).is_ok()), "{CHOICES:?}");
+        assert_eq!(Recipe::for_group(Group::Layered, Some(Family::CurveFaultB)), "faulted");
+        assert_eq!(Recipe::for_group(Group::Layered, Some(Family::CurveVelB)), Recipe::for_group(Group::Layered, None));
+    }
+
+    #[test]
+    fn continuation_is_the_default_schedule() {
+        let recipe = Recipe::named("continuation", 1e-3).unwrap();
+        assert_eq!((recipe.stages, recipe.start), (default_schedule(), RecipeStart::Gradient));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_line() {
+        let head = "name = \"x\"\nabout = \"y\"\n";
+        let stage = "[[stage]]\nname = \"a\"\n";
+        for (text, part) in [
+            (format!("{head}{stage}smoothng = 1\n"), "line 5 of the recipe: unknown field `smoothng`"),
+            (format!("{head}[[stage]\n"), "line 3 of the recipe"),
+            (format!("{head}stage = []"), "at least one [[stage]]"),
+            (format!("{head}accept_rms = nan\n{stage}"), "accept_rms must be above 0"),
+            (format!("{head}fallback = \"none\"\n{stage}"), "fallback: no recipe is called \"none\"; there are"),
+            (format!("{head}{stage}smoothing = -1.0"), "stage \"a\": smoothing must be above 0"),
+        ] {
+            let message = Recipe::parse(&text, 1e-3).unwrap_err().to_string();
+            assert!(message.contains(part) && message.lines().count() == 1, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_chain_of_fall_backs_ends() {
+        let text = "name = \"continuation\"\nabout = \"\"\nfallback = \"continuation\"\n[[stage]]\nname = \"a\"";
+        assert_eq!(Recipe::parse(text, 1e-3).unwrap().chain(1e-3).unwrap().len(), 1);
+        let text = text.replacen("continuation", "mine", 1);
+        let names: Vec<String> =
+            Recipe::parse(&text, 1e-3).unwrap().chain(1e-3).unwrap().into_iter().map(|r| r.name).collect();
+        assert_eq!(names, ["mine", "continuation"]);
     }
 }

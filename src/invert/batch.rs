@@ -5,7 +5,9 @@
 //! for their gradients, the optimisers of the others choose their next models, so that a device need not wait for them.
 //! The results are those of one [`Inversion::run`] after the other, bit for bit.
 
-use super::{Inversion, Observer, Outcome, Settings, Start, State, StopReason};
+use super::{
+    Attempt, FirstStart, Inversion, Observer, Outcome, Settings, Start, State, StopReason, invert_with_fallbacks,
+};
 use crate::wave::dispatch::words;
 use crate::{Error, Observed, Propagator, Result, Survey};
 use ndarray::Array2;
@@ -19,8 +21,24 @@ pub struct Task {
     pub observed: Observed,
     /// Where it begins.
     pub start: Start,
+    /// What summaries call the start.
+    pub start_name: String,
     /// The true map (nz, nx) in m/s, for the outcome's error.
     pub truth: Option<Array2<f64>>,
+    /// Standard deviations (nz, nx) of the start, m/s, where a prior tells them.
+    pub confidence: Option<Array2<f64>>,
+    /// The recipes to try; none to invert by the settings of all.
+    pub attempts: Vec<Attempt>,
+    /// Worker threads of normal matrices; 0 takes one per core.
+    pub threads: usize,
+}
+
+impl Task {
+    /// An inversion by the settings of all, without more than a gather and a start.
+    pub fn new(observed: Observed, start: Start) -> Self {
+        let start_name = if start == Start::Gradient { "gradient" } else { "map" }.into();
+        Self { observed, start, start_name, truth: None, confidence: None, attempts: vec![], threads: 0 }
+    }
 }
 
 /// Bytes that an inversion in flight holds besides the propagator's: the pairs of L-BFGS, the points of a line search,
@@ -126,15 +144,28 @@ where
     }
 
     fn invert(&self, job: &J) -> Result<Outcome> {
-        let task = (self.load)(job)?;
-        let mut inversion = Inversion::new(self.propagator, &task.observed, self.settings.clone())?.cancel(self.cancel);
-        if let Some(fine) = self.fine {
-            inversion = inversion.refine(fine)?;
+        let Task { observed, start, start_name: name, truth, confidence, attempts, threads } = (self.load)(job)?;
+        let inversion = |settings: &Settings| -> Result<Inversion> {
+            let mut inversion = Inversion::new(self.propagator, &observed, settings.clone())?;
+            inversion = inversion.cancel(self.cancel).threads(threads);
+            if let Some(fine) = self.fine {
+                inversion = inversion.refine(fine)?;
+            }
+            if let Some(truth) = &truth {
+                inversion = inversion.truth(truth)?;
+            }
+            Ok(inversion)
+        };
+        let mut watch = Watch(&self.failed);
+        if !attempts.is_empty() {
+            let first = FirstStart { start, name, confidence };
+            return invert_with_fallbacks(&attempts, &first, &inversion, &mut watch);
         }
-        if let Some(truth) = &task.truth {
-            inversion = inversion.truth(truth)?;
+        let mut one = inversion(self.settings)?;
+        if let Some(deviations) = confidence {
+            one = one.confidence(deviations)?;
         }
-        inversion.run(&task.start, &mut Watch(&self.failed))
+        one.run(&start, &mut watch)
     }
 }
 

@@ -9,7 +9,9 @@
 //! resumed run gives the same bits as one that never stopped.
 
 mod batch;
+mod cost;
 mod encoding;
+mod fallback;
 pub mod lbfgs;
 mod newton;
 mod newton_space;
@@ -25,9 +27,11 @@ mod uncertainty;
 mod variables;
 
 pub use batch::{Task, bytes_per_inversion, invert_many};
+pub use cost::{StageCost, newton_bytes};
+pub use fallback::{Attempt, FirstStart, invert_with_fallbacks, resume_with_fallbacks};
 pub use newton::Newton;
 pub use newton_space::Unknowns;
-pub use outcome::{Observer, Outcome, Progress, StageSummary, StopReason};
+pub use outcome::{AttemptSummary, Observer, Outcome, Progress, StageSummary, StopReason};
 pub use rounding::Round;
 pub use run::{Inversion, Settings};
 pub use stage::{Stage, Stall, Vmin, default_schedule, prior_schedule};

@@ -22,7 +22,7 @@ use crate::curvature::Symmetric;
 use crate::misfit::L2;
 use crate::reg::{Regulariser, RegulariserSpec};
 use crate::wave::Evaluation;
-use crate::{Error, Model, Result};
+use crate::{Error, Model, Observed, Result};
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,8 @@ fn inner() -> usize {
 pub(super) const VMIN_STEP: f64 = 50.0;
 /// Shares of a step that are tried.
 const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
+/// What is added to the diagonal, as a share of its largest entry, until the matrix is positive definite.
+const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
 /// Mean change of an unknown, m/s, below which the inner steps have converged.
 const STILL: f64 = 0.02;
 /// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
@@ -86,6 +88,7 @@ struct Problem<'a, 'i> {
     inversion: &'a Inversion<'i>,
     stage: &'a Stage,
     newton: &'a Newton,
+    data: Observed,
     regularisers: Vec<Box<dyn Regulariser>>,
     space: Space,
     index: usize,
@@ -104,47 +107,55 @@ impl<'i> Inversion<'i> {
     ) -> Result<Halt> {
         if state.step == 0 {
             state.begin = Some(state.entry.clone());
+            state.failed = 0;
         }
         let problem = Problem::new(self, stage, newton, state, clock)?;
         let limits = self.limits(stage);
         if state.step == 0 {
             problem.space.prepare(&mut state.entry.model);
         }
-        let mut failed = 0;
-        while state.step < newton.noise.len() {
+        loop {
+            if let Some(halt) = self.newton_ended(state, stage) {
+                return Ok(halt);
+            }
+            if state.step >= newton.noise.len() {
+                break;
+            }
             if let Some(halt) = limits.halt(&state.ledger, &clock) {
                 return Ok(halt);
             }
             let noise = newton.noise[state.step];
             match problem.step(state, noise, &limits, observer)? {
-                Ok(true) => failed = 0,
-                Ok(false) => failed += 1,
+                Ok(true) => state.failed = 0,
+                Ok(false) => state.failed += 1,
                 Err(halt) => return Ok(halt),
             }
             state.step += 1;
             state.seconds = clock.seconds();
             observer.checkpoint(state)?;
-            let rms = state.entry.data_rms;
-            let reached = |t: Option<f64>| {
-                t.filter(|t| rms <= *t).map(|target| StopReason::TargetReached { rms, target })
-            };
-            if let Some(stop) = reached(self.settings().target_rms) {
-                return Ok(Halt::All(stop));
-            }
-            if let Some(stop) = reached(stage.target_rms) {
-                return Ok(Halt::Stage(stop));
-            }
-            if failed == 2 {
-                let why = "no share of two steps running lowers the objective".into();
-                return Ok(Halt::Stage(StopReason::LineSearch { why }));
-            }
         }
-        if let Some(begin) = state.begin.take_if(|begin| problem.space.is_flat() && worse(&state.entry, begin)) {
+        if let Some(begin) = state.begin.take_if(|begin| problem.guesses() && worse(&state.entry, begin)) {
             state.entry = begin;
             state.ledger.best = Some(state.entry.clone());
             return Ok(Halt::Stage(StopReason::Undone));
         }
         Ok(Halt::Stage(StopReason::Completed { steps: newton.noise.len() as u64 }))
+    }
+
+    /// Whether the steps taken end the stage or everything; asked before a step, so that a resumed run asks, too.
+    fn newton_ended(&self, state: &State, stage: &Stage) -> Option<Halt> {
+        let rms = state.entry.data_rms;
+        let reached = |t: Option<f64>| {
+            t.filter(|t| state.step > 0 && rms <= *t).map(|target| StopReason::TargetReached { rms, target })
+        };
+        if let Some(stop) = reached(self.settings().target_rms) {
+            return Some(Halt::All(stop));
+        }
+        if let Some(stop) = reached(stage.target_rms) {
+            return Some(Halt::Stage(stop));
+        }
+        let why = || "no share of two steps running lowers the objective".into();
+        (state.failed == 2).then(|| Halt::Stage(StopReason::LineSearch { why: why() }))
     }
 
     fn limits(&self, stage: &Stage) -> EvaluationLimits<'_> {
@@ -175,7 +186,13 @@ impl<'a, 'i> Problem<'a, 'i> {
         let mut regularisers = terms.regularisers(&newton.regularisers)?;
         let space = terms.space(&newton.unknowns, &newton.regularisers)?;
         inversion.add_known(&mut regularisers, stage.vmin == Vmin::Tied)?;
-        Ok(Self { inversion, stage, newton, regularisers, space, index: state.stage, clock })
+        let data = inversion.data(stage);
+        Ok(Self { inversion, stage, newton, data, regularisers, space, index: state.stage, clock })
+    }
+
+    /// Whether the stage takes the map to be flat where it may not be.
+    fn guesses(&self) -> bool {
+        matches!(self.newton.unknowns, Unknowns::Patches { .. }) && self.stage.until.is_none()
     }
 
     /// One step from `state.entry`: whether the objective fell, or why nothing may be evaluated any more.
@@ -241,7 +258,7 @@ impl<'a, 'i> Problem<'a, 'i> {
     /// A model that the scheme cannot compute costs infinitely much.
     fn evaluate(&self, model: &Model, noise: f64, state: &mut State) -> Result<At> {
         let one = std::slice::from_ref(model);
-        let observed = std::slice::from_ref(self.inversion.data());
+        let observed = std::slice::from_ref(&self.data);
         let engine = self.inversion.engine(self.stage);
         state.ledger.evaluations += 1;
         state.ledger.stage_evaluations += 1;
@@ -263,11 +280,25 @@ impl<'a, 'i> Problem<'a, 'i> {
     fn normal_matrix(&self, model: &Model, state: &mut State) -> Result<Symmetric> {
         let begin = std::time::Instant::now();
         let (curvature, engine) = (self.inversion.curvature()?, self.inversion.engine(self.stage));
-        let h = self.space.normal_matrix(curvature, engine, model, &self.inversion.data().mask)?;
+        let h = self.space.normal_matrix(curvature, engine, model, &self.data.mask)?;
         state.ledger.normal_matrices += 1;
         state.ledger.stage_normal_matrices += 1;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
         Ok(h)
+    }
+
+    /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
+    fn factor(&self, matrix: &mut Mat<f64>) -> Result<faer::linalg::solvers::Llt<f64>> {
+        let n = matrix.ncols();
+        let largest = (0..n).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
+        for ridge in RIDGES {
+            (0..n).for_each(|i| matrix[(i, i)] += ridge * largest);
+            if let Ok(factor) = matrix.llt(Side::Lower) {
+                return Ok(factor);
+            }
+        }
+        let what = "the normal matrix is not positive definite; give the stage a regulariser";
+        Err(Error::Numerical(format!("stage \"{}\": {what}", self.stage.name)))
     }
 
     /// The unknowns' change that minimises the linearised data and the regularisers.
@@ -291,10 +322,7 @@ impl<'a, 'i> Problem<'a, 'i> {
                 let prior = self.space.pull(&r.gradient(&at));
                 gradient.iter_mut().zip(prior).for_each(|(g, p)| *g += p);
             }
-            let factor = matrix.llt(Side::Lower).map_err(|_| {
-                let what = "the normal matrix is not positive definite; give the stage a regulariser";
-                Error::Numerical(format!("stage \"{}\": {what}", self.stage.name))
-            })?;
+            let factor = self.factor(&mut matrix)?;
             let mut step = Mat::from_fn(n, 1, |i, _| -gradient[i]);
             factor.solve_in_place(step.as_mut());
             let moved = (0..n).map(|i| step[(i, 0)].abs()).sum::<f64>() / n as f64;

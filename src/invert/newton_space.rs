@@ -70,6 +70,10 @@ impl Unknowns {
     }
 }
 
+/// Share of the coupling between `vmin` and the cells that counts: its row is exact and the other rows are not, which
+/// could make the matrix indefinite.
+const COUPLING: f64 = 0.97;
+
 /// Linear combinations of cells, with their transposes; `vmin` is the last unknown of every space.
 pub(super) enum Space {
     Cells((usize, usize)),
@@ -106,7 +110,7 @@ impl Space {
         let mut lower = Mat::zeros(n + 1, n + 1);
         for j in 0..n {
             lower.col_as_slice_mut(j)[j..n].copy_from_slice(&cells.lower.col_as_slice(j)[j..]);
-            lower[(n, j)] = row[j];
+            lower[(n, j)] = COUPLING * row[j];
         }
         lower[(n, n)] = row[n];
         Ok(Symmetric { lower })
@@ -117,11 +121,6 @@ impl Space {
         if let Self::Patches(p) = self {
             m.vp = p.flatten(&m.vp);
         }
-    }
-
-    /// Whether it holds fewer maps than there are, by a guess at where they are flat.
-    pub fn is_flat(&self) -> bool {
-        matches!(self, Self::Patches(_))
     }
 
     /// The change of the model that a change of the unknowns makes.

@@ -98,14 +98,36 @@ pub struct StageSummary {
     /// Normal matrices of Gauss-Newton steps.
     pub normal_matrices: u64,
     /// Whether flat patches were rounded at its end, where that was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rounded: Option<bool>,
     /// Why it ended.
     pub stop: StopReason,
 }
 
+/// A recipe that was tried.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttemptSummary {
+    /// Its name.
+    pub recipe: String,
+    /// Where it began: "gradient", "prior" or the file.
+    pub start: String,
+    /// Data rms reached, in the data's units; none where a limit left it no evaluation.
+    pub data_rms: Option<f64>,
+    /// Mean absolute error against the truth, m/s, if that was given.
+    pub mae: Option<f64>,
+    /// Evaluations of this attempt alone.
+    pub evaluations: u64,
+    /// Normal matrices of this attempt alone.
+    pub normal_matrices: u64,
+    /// Wall time of this attempt alone, s.
+    pub seconds: f64,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Whether its map is the result.
+    pub kept: bool,
+}
+
 /// The result of an inversion.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The best finite model: of the last stage that ran, lowest in data rms if that was the schedule's last stage and
     /// had no regularisers, else lowest in the stage's misfit, regularisers included.
@@ -113,7 +135,6 @@ pub struct Outcome {
     /// The model that the inversion began with.
     pub start: Model,
     /// Standard deviations (nz, nx) of that model, m/s, where they were given.
-    #[serde(skip)]
     pub confidence: Option<Array2<f64>>,
     /// Rms of the unfiltered residual of the best model, in the data's units.
     pub data_rms: f64,
@@ -137,6 +158,8 @@ pub struct Outcome {
     pub stages: Vec<StageSummary>,
     /// Traces (shot, receiver) that did not count.
     pub masked: Vec<(usize, usize)>,
+    /// The recipes tried, in order; none where the inversion was by stages alone.
+    pub attempts: Vec<AttemptSummary>,
 }
 
 /// Where an inversion stands, at an evaluation or at an accepted iterate.

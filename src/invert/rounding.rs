@@ -55,13 +55,14 @@ impl Round {
 impl Inversion<'_> {
     /// Rounds the best model of a stage; whether the data agreed.
     pub(super) fn round(&self, state: &mut State, best: &mut Best, stage: &Stage, round: &Round) -> Result<bool> {
+        let data = self.data(stage);
         for reach in REACH {
             let map = round.apply(&best.model.vp, reach);
             let model = Model::from_map(map);
             let one = std::slice::from_ref(&model);
             state.ledger.evaluations += 1;
             state.ledger.stage_evaluations += 1;
-            let found = match self.engine(stage).misfit_and_gradient(one, std::slice::from_ref(self.data()), &L2) {
+            let found = match self.engine(stage).misfit_and_gradient(one, std::slice::from_ref(&data), &L2) {
                 Ok(mut e) => e.remove(0),
                 Err(Error::Numerical(_)) => continue,
                 Err(error) => return Err(error),

@@ -8,7 +8,7 @@ use super::objective::{Clock, EvaluationLimits, Halt, Live, Objective, mean_abso
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::stage::{Stage, default_schedule};
 use super::start::{Start, source_velocities};
-use super::state::{At, Best, Ledger, State};
+use super::state::{At, Best, Finished, Ledger, State};
 use crate::curvature::{Curvature, CurvatureOptions};
 use crate::misfit::{Misfit, MisfitSpec};
 use crate::{Error, Model, Observed, Propagator, Result, Survey};
@@ -77,6 +77,8 @@ pub struct Inversion<'a> {
     /// Standard deviations of the start, m/s.
     confidence: Option<Array2<f64>>,
     threads: usize,
+    /// The attempts before.
+    earlier: Vec<Finished>,
     curvature: OnceLock<Curvature>,
 }
 
@@ -125,6 +127,7 @@ impl<'a> Inversion<'a> {
             held,
             confidence: None,
             threads: 0,
+            earlier: vec![],
             curvature: OnceLock::new(),
         })
     }
@@ -173,6 +176,12 @@ impl<'a> Inversion<'a> {
         self
     }
 
+    /// Counts on after other attempts.
+    pub(super) fn after(mut self, earlier: Vec<Finished>) -> Self {
+        self.earlier = earlier;
+        self
+    }
+
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -181,8 +190,14 @@ impl<'a> Inversion<'a> {
         self.propagator.survey()
     }
 
-    pub(super) fn data(&self) -> &'a Observed {
-        self.observed
+    /// What of the gather counts in a stage. The samples are shared.
+    pub(super) fn data(&self, stage: &Stage) -> Observed {
+        let mut data = self.observed.clone();
+        if let Some(until) = stage.until {
+            let samples = (until / self.propagator.survey().dt).ceil() as usize;
+            data.mask.nt = data.mask.nt.min(samples.max(1));
+        }
+        data
     }
 
     pub(super) fn held(&self) -> &[(usize, f64)] {
@@ -236,6 +251,14 @@ impl<'a> Inversion<'a> {
     /// The state before anything was evaluated.
     pub(super) fn beginning(&self, model: Model) -> State {
         let nan = f64::NAN;
+        let before = self.earlier.last().map(|f| &f.outcome);
+        let ledger = before.map_or_else(Ledger::default, |o| Ledger {
+            evaluations: o.evaluations,
+            iterations: o.iterations,
+            normal_matrices: o.normal_matrices,
+            curvature_seconds: o.curvature_seconds,
+            ..Ledger::default()
+        });
         State {
             fingerprint: self.fingerprint(),
             stage: 0,
@@ -243,11 +266,13 @@ impl<'a> Inversion<'a> {
             confidence: self.confidence.clone(),
             begin: None,
             step: 0,
+            failed: 0,
             entry: Best { model, score: nan, misfit: nan, data_rms: nan },
             at: None,
-            ledger: Ledger::default(),
-            seconds: 0.0,
+            ledger,
+            seconds: before.map_or(0.0, |o| o.seconds),
             stages: vec![],
+            earlier: self.earlier.clone(),
         }
     }
 
@@ -325,7 +350,7 @@ impl<'a> Inversion<'a> {
         if state.entry.data_rms.is_nan() {
             let one = std::slice::from_ref(&state.entry.model);
             let synthetic = self.engine(stage).forward(one)?.remove(0);
-            state.entry.data_rms = self.observed.rms(&synthetic);
+            state.entry.data_rms = self.data(stage).rms(&synthetic);
         }
         Ok(state.entry.data_rms <= limit)
     }
@@ -348,6 +373,7 @@ impl<'a> Inversion<'a> {
             stop,
             stages: state.stages,
             masked,
+            attempts: vec![],
         }
     }
 
@@ -362,7 +388,8 @@ impl<'a> Inversion<'a> {
         if stage.lbfgs.is_some() && state.begin.is_none() {
             state.begin = Some(state.entry.clone());
         }
-        let objective = self.objective(state, stage, clock, observer)?;
+        let data = self.data(stage);
+        let objective = self.objective(state, stage, &data, clock, observer)?;
         let halt = self.iterate(state, carried, stage, &objective);
         state.ledger = objective.live.into_inner().ledger;
         halt
@@ -373,6 +400,7 @@ impl<'a> Inversion<'a> {
         &'o self,
         state: &State,
         stage: &'o Stage,
+        data: &'o Observed,
         clock: Clock,
         observer: &'o mut dyn Observer,
     ) -> Result<Objective<'o>> {
@@ -380,7 +408,7 @@ impl<'a> Inversion<'a> {
         let scale = state.at.as_ref().map_or(1.0, |at| at.scale);
         Ok(Objective {
             propagator: self.engine(stage),
-            observed: self.observed,
+            observed: data,
             truth: self.truth,
             misfit: self.misfit(stage)?,
             variables: self.variables(stage, state)?,
@@ -515,7 +543,9 @@ impl<'a> Inversion<'a> {
         let paths: Vec<_> = s
             .stages
             .iter()
-            .map(|g| ((g.misfit, g.smoothing, g.vmin, g.refined, g.skip_below), (&g.newton, &g.lbfgs, g.round)))
+            .map(|g| {
+                ((g.misfit, g.smoothing, g.vmin, g.refined, g.skip_below, g.until), (&g.newton, &g.lbfgs, g.round))
+            })
             .collect();
         let o = self.observed;
         let engines = (self.propagator.arithmetic(), self.fine.map(|p| p.arithmetic()));

@@ -54,6 +54,10 @@ pub struct Stage {
     /// Runs on the propagator of [`Inversion::refine`](super::Inversion::refine), where one was given.
     #[serde(default)]
     pub refined: bool,
+    /// Lets only the samples before this time count, s: what lies shallow comes first, before what lies deep can be taken
+    /// for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<f64>,
     /// Leaves the stage out where its first model fits the data to this rms, in their units, or better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_below: Option<f64>,
@@ -80,6 +84,7 @@ impl Stage {
             smoothing: None,
             vmin: Vmin::Free,
             refined: false,
+            until: None,
             skip_below: None,
             newton: None,
             lbfgs: None,
@@ -95,7 +100,8 @@ impl Stage {
             && self.lbfgs.is_none()
             && before.lbfgs.is_none()
             && before.round.is_none()
-            && (self.misfit, self.smoothing, self.vmin) == (before.misfit, before.smoothing, before.vmin)
+            && (self.misfit, self.smoothing, self.vmin, self.until)
+                == (before.misfit, before.smoothing, before.vmin, before.until)
     }
 
     /// Parses a schedule of the command line: misfits with optional evaluation limits, as in `lowpass:5@40,lowpass:10@40,l2`.
@@ -149,7 +155,7 @@ impl Stage {
         {
             return fail(format!("a stall needs a window above 0 and a decrease of at least 0, not {s:?}"));
         }
-        for (what, x) in [("target rms", self.target_rms), ("smoothing", self.smoothing), ("skip_below", self.skip_below)] {
+        for (what, x) in [("target rms", self.target_rms), ("smoothing", self.smoothing), ("skip_below", self.skip_below), ("until", self.until)] {
             if let Some(x) = x
                 && !(x.is_finite() && x > 0.0 && x < 1e6)
             {

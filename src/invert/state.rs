@@ -4,7 +4,7 @@
 //! encoding, which keeps every bit of a float.
 
 use super::lbfgs::Lbfgs;
-use super::outcome::StageSummary;
+use super::outcome::{AttemptSummary, Outcome, StageSummary};
 use crate::{Error, Model, Result};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -24,12 +24,25 @@ pub struct State {
     pub(super) begin: Option<Best>,
     /// Gauss-Newton steps taken in this stage.
     pub(super) step: usize,
+    /// How many of them, the last ones, did not lower the objective.
+    pub(super) failed: usize,
     /// The model that the stage began with, and what is known of it.
     pub(super) entry: Best,
     pub(super) at: Option<At>,
     pub(super) ledger: Ledger,
     pub(super) seconds: f64,
     pub(super) stages: Vec<StageSummary>,
+    /// The attempts before this one.
+    pub(super) earlier: Vec<Finished>,
+}
+
+/// An attempt that has ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Finished {
+    pub summary: AttemptSummary,
+    pub outcome: Outcome,
+    /// Standard deviations of the first attempt's start.
+    pub confidence: Option<Array2<f64>>,
 }
 
 /// The optimiser within a stage.
@@ -140,6 +153,7 @@ impl State {
             && self.begin.as_ref().is_none_or(|b| model(&b.model))
             && self.confidence.as_ref().is_none_or(|c| c.dim() == shape && c.iter().all(|v| v.is_finite()))
             && self.seconds >= 0.0
+            && self.earlier.iter().all(|f| f.outcome.model.vp.dim() == shape && f.outcome.start.vp.dim() == shape)
     }
 
     /// Whether the optimiser's vectors are as long as those of a new `solver` of the stage.

@@ -78,7 +78,7 @@ impl Inversion<'_> {
         let last = stages.last().expect("an inversion has a stage");
         self.add_known(&mut regularisers, last.vmin == Vmin::Tied)?;
         let space = Space::Cells(shape);
-        let h = space.normal_matrix(self.curvature()?, self.engine(last), model, &self.data().mask)?;
+        let h = space.normal_matrix(self.curvature()?, self.engine(last), model, &self.data(last).mask)?;
         let deviations = posterior(h, noise, &regularisers, model)?;
         let (cells, vmin) = deviations.split_at(deviations.len() - 1);
         let deviations = Array2::from_shape_vec(shape, cells.to_vec()).expect("one number a cell");

@@ -228,7 +228,7 @@ mod tests {
                 let state = inversion.beginning(Model::from_map(map));
                 let clock = Clock { before: 0.0, since: Instant::now() };
                 let mut observer = ();
-                let objective = inversion.objective(&state, &stage, clock, &mut observer).unwrap();
+                let objective = inversion.objective(&state, &stage, &observed, clock, &mut observer).unwrap();
                 let x = objective.variables.encode(&state.entry.model);
                 if dim > 0 {
                     assert_eq!(x.len(), dim + 1, "{unknowns:?}");
@@ -264,7 +264,7 @@ mod tests {
         let state = inversion.beginning(Model::from_map(map));
         let clock = Clock { before: 0.0, since: Instant::now() };
         let mut observer = ();
-        let objective = inversion.objective(&state, &stage, clock, &mut observer).unwrap();
+        let objective = inversion.objective(&state, &stage, &observed, clock, &mut observer).unwrap();
         assert_eq!(objective.point(&[0.0; N + 1]).unwrap().misfit, 0.0);
         for change in [-3000.0, 9000.0] {
             assert_eq!(objective.point(&[change; N + 1]).unwrap().misfit, f64::INFINITY);

@@ -1,0 +1,118 @@
+//! `--explain`: why this recipe, what its stages do and what they take.
+
+use super::recipe_choice::Chosen;
+use super::tell;
+use fwi::curvature::{Curvature, CurvatureOptions};
+use fwi::family::RecipeStart;
+use fwi::invert::{Attempt, Newton, Stage, StageCost, Unknowns};
+use fwi::misfit::MisfitSpec;
+use fwi::{Result, Survey};
+use ndarray::Array2;
+
+/// Prints the attempts: the first begins at `start`.
+pub fn explain(
+    chosen: Option<&Chosen>,
+    attempts: &[Attempt],
+    start: &str,
+    survey: &Survey,
+    threads: usize,
+) -> Result<()> {
+    match chosen {
+        Some(Chosen { recipe, source, why }) => {
+            let from = if *source == recipe.name { String::new() } else { format!(" from {source}") };
+            tell(format_args!("recipe: {}{from}, {why}", recipe.name))?;
+            tell(format_args!("about: {}", recipe.about.trim().replace('\n', " ")))?;
+        }
+        None => tell("recipe: none; stages as asked for, or frequency continuation")?,
+    }
+    let curvature = Curvature::new(survey, &CurvatureOptions { threads, ..CurvatureOptions::default() })?;
+    for (i, attempt) in attempts.iter().enumerate() {
+        let begins = if i == 0 || attempt.start == RecipeStart::Prior { start } else { "gradient" };
+        if i > 0 {
+            tell(format_args!("otherwise: {}", attempt.recipe))?;
+        }
+        tell(format_args!("start: {begins}"))?;
+        table(attempt, survey, &curvature)?;
+        if i + 1 < attempts.len() {
+            tell(format_args!("done at a data rms of {:e}", attempt.accept_rms))?;
+        }
+    }
+    Ok(())
+}
+
+fn table(attempt: &Attempt, survey: &Survey, curvature: &Curvature) -> Result<()> {
+    let stages = &attempt.settings.stages;
+    let width = stages.iter().map(|s| s.name.chars().count()).max().unwrap_or(0).max(5);
+    tell(format_args!(
+        "  {:width$}  {:>8}  {:>11}  {:>15}  {:>7}  what it does",
+        "stage", "unknowns", "evaluations", "normal matrices", "memory"
+    ))?;
+    for stage in stages {
+        let StageCost { evaluations, most_evaluations, normal_matrices, unknowns, bytes } =
+            stage.cost(survey, curvature)?;
+        let evaluations = match (most_evaluations, &stage.newton) {
+            (Some(most), Some(_)) => format!("{evaluations}..{most}"),
+            (Some(most), None) => format!("..{most}"),
+            (None, _) => "any number".into(),
+        };
+        let memory = if bytes == 0 { "-".into() } else { format!("{} MB", bytes >> 20) };
+        tell(format_args!(
+            "  {:width$}  {unknowns:>8}  {evaluations:>11}  {normal_matrices:>15}  {memory:>7}  {}",
+            stage.name,
+            action(stage)
+        ))?;
+        let indent = width + 57;
+        for line in details(stage, survey)? {
+            tell(format_args!("{:indent$}{line}", ""))?;
+        }
+    }
+    Ok(())
+}
+
+/// What a stage does, in words.
+fn action(stage: &Stage) -> String {
+    let refined = if stage.refined { ", in f64" } else { "" };
+    let Some(newton) = &stage.newton else {
+        let misfit = match stage.misfit {
+            MisfitSpec::L2 => "least squares".into(),
+            MisfitSpec::LowPass(hz) => format!("least squares below {hz} Hz"),
+            other => other.to_string(),
+        };
+        let smooth = stage.smoothing.map_or(String::new(), |s| format!(", smooth over {s} cells"));
+        return format!("L-BFGS over all cells: {misfit}{smooth}{refined}");
+    };
+    let over = match newton.unknowns {
+        Unknowns::Cells => "all cells".into(),
+        Unknowns::Rows => "one velocity a row".into(),
+        Unknowns::Patches { step, min_area } => {
+            format!("one velocity a flat patch (steps below {step} m/s, {min_area} cells or more)")
+        }
+        Unknowns::Directions { .. } => "principal directions of the Gaussian process".into(),
+    };
+    let steps = newton.noise.len();
+    format!("{steps} Gauss-Newton step{} over {over}{refined}", if steps == 1 { "" } else { "s" })
+}
+
+fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
+    let mut lines = vec![];
+    if let Some(Newton { noise, regularisers, .. }) = &stage.newton {
+        let noise: Vec<String> = noise.iter().map(|s| s.to_string()).collect();
+        lines.push(format!("assumed noise {}", noise.join(", ")));
+        // a description does not hang on the maps
+        let ones = Array2::ones(survey.map_shape());
+        for spec in regularisers {
+            lines.push(spec.build(ones.dim(), Some(&ones), Some(&ones))?.describe());
+        }
+    }
+    if let Some(target) = stage.target_rms {
+        lines.push(format!("until a data rms of {target:e}"));
+    }
+    if let Some(stall) = stage.stall {
+        let (percent, window) = (100.0 * stall.decrease, stall.window);
+        lines.push(format!("until the misfit falls by less than {percent}% over {window} iterations"));
+    }
+    if let Some(round) = &stage.round {
+        lines.push(format!("then velocities to multiples of {} m/s where the data agree", round.spacing));
+    }
+    Ok(lines)
+}

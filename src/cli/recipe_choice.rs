@@ -1,0 +1,81 @@
+//! Which recipe an inversion follows, and why.
+
+use fwi::family::{Classification, Group, Recipe, RecipeStart};
+use fwi::invert::{Attempt, Settings};
+use fwi::prior::Prediction;
+use fwi::{Family, Result};
+use std::path::Path;
+
+/// What the command line asks for.
+pub enum Choice {
+    /// This recipe.
+    Recipe(Box<Chosen>),
+    /// The recipe of a family.
+    Family(Family),
+    /// No recipe but stages.
+    Stages,
+    /// Whatever suits.
+    Open,
+}
+
+/// A recipe with where it came from.
+#[derive(Clone)]
+pub struct Chosen {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Its name, or the file that it was read from.
+    pub source: String,
+    /// Why it was chosen, in words.
+    pub why: String,
+}
+
+/// The recipe of that name, or else in that file.
+pub fn load(name: &str, dt: f64) -> Result<Chosen> {
+    let path = Path::new(name);
+    let embedded = Recipe::names().any(|n| n == name);
+    let file = !embedded && (name.contains(['.', '/']) || path.exists());
+    let recipe = if file { Recipe::read(path, dt)? } else { Recipe::named(name, dt)? };
+    let whole = || path.canonicalize().map_or(name.to_string(), |p| p.display().to_string());
+    Ok(Chosen { recipe, source: if file { whole() } else { name.into() }, why: "as asked for".into() })
+}
+
+impl Choice {
+    /// Whether the recipe that is named begins with a gradient.
+    pub fn begins_with_gradient(&self) -> bool {
+        matches!(self, Self::Recipe(chosen) if chosen.recipe.start == RecipeStart::Gradient)
+    }
+
+    /// The recipe, if it is one: of what was asked for, and of what was found where a prior tells.
+    pub fn settle(&self, found: Option<(&Classification, &Prediction)>, dt: f64) -> Result<Option<Chosen>> {
+        let (name, why) = match (self, found) {
+            (Self::Recipe(chosen), _) => return Ok(Some((**chosen).clone())),
+            (Self::Stages, _) | (Self::Open, None) => return Ok(None),
+            (Self::Family(family), found) => {
+                let group = found.map_or(Group::of(*family), |(_, p)| Group::of_predicted(*family, &p.velocity));
+                let why = format!("for the group {group}, of the family {family} that was asked for");
+                (Recipe::for_group(group, Some(*family)), why)
+            }
+            (Self::Open, Some((class, _))) => {
+                let Classification { group, family, probability, .. } = class;
+                let own = class.families.iter().find(|(f, _)| f == family).map_or(0.0, |p| p.1);
+                let (percent, own) = (100.0 * probability, 100.0 * own);
+                let why = format!("for the group {group} ({percent:.0}%), likeliest family {family} ({own:.0}%)");
+                (Recipe::for_group(*group, Some(*family)), why)
+            }
+        };
+        Ok(Some(Chosen { why, ..load(name, dt)? }))
+    }
+}
+
+impl Chosen {
+    /// It and its fall-backs as attempts.
+    pub fn attempts(&self, settings: &Settings, dt: f64) -> Result<Vec<Attempt>> {
+        Ok(self.recipe.clone().chain(dt)?.into_iter().map(|recipe| Attempt::new(recipe, settings)).collect())
+    }
+}
+
+/// Stages without a recipe as the only attempt.
+pub fn without_recipe(settings: &Settings) -> Vec<Attempt> {
+    let (recipe, settings) = ("stages".into(), settings.clone());
+    vec![Attempt { recipe, start: RecipeStart::Prior, accept_rms: f64::INFINITY, settings }]
+}

@@ -1,0 +1,50 @@
+//! `fwi recipes`: the recipes in this binary.
+
+use super::tell;
+use fwi::family::{Group, Recipe};
+use fwi::{Error, Result, Survey};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Recipes, how maps of a group are inverted: list, show.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// The recipes in this binary, what they are for and which groups of maps get them
+    List,
+    /// Print a recipe's TOML: to read, or to change and give as --recipe FILE
+    Show {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::List => list()?,
+        Command::Show { name } => {
+            let text = Recipe::text(&name)?;
+            std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("standard output", "write", e))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list() -> Result<()> {
+    let dt = Survey::openfwi().dt;
+    let width = Recipe::names().map(str::len).max().unwrap_or(0);
+    for name in Recipe::names() {
+        let recipe = Recipe::named(name, dt)?;
+        let gets = |group: &Group| Recipe::for_group(*group, None) == name;
+        let groups: Vec<&str> = Group::ALL.iter().filter(|g| gets(g)).map(|g| g.name()).collect();
+        let groups = if groups.is_empty() { String::new() } else { format!(" [default of {}]", groups.join(", ")) };
+        tell(format_args!("{name:width$}  {}{groups}", recipe.about.trim().replace('\n', " ")))?;
+    }
+    Ok(())
+}

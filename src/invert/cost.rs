@@ -1,0 +1,90 @@
+//! What a stage will take, known before it begins.
+
+use super::newton::Newton;
+use super::newton_space::Unknowns;
+use super::stage::Stage;
+use crate::curvature::{Curvature, CurvatureOptions};
+use crate::{Result, Survey};
+use ndarray::Array2;
+
+/// What a stage takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageCost {
+    /// Evaluations at least.
+    pub evaluations: u64,
+    /// Evaluations at most, where there is a bound.
+    pub most_evaluations: Option<u64>,
+    /// Normal matrices at most.
+    pub normal_matrices: u64,
+    /// Unknowns, `vmin` included; at most, where the map decides.
+    pub unknowns: usize,
+    /// Most bytes of normal matrices and their factors.
+    pub bytes: u64,
+}
+
+/// Trials of a Gauss-Newton step and the evaluation that it begins with.
+const TRIALS: u64 = 6;
+/// Evaluations of a rounding at most.
+const ROUNDINGS: u64 = 3;
+
+impl Stage {
+    /// What this stage takes on a survey with what computes its normal matrices. Errors when its regulariser makes no sense.
+    pub fn cost(&self, survey: &Survey, curvature: &Curvature) -> Result<StageCost> {
+        let cells = survey.nz * survey.nx;
+        let rounding = if self.round.is_some() { ROUNDINGS } else { 0 };
+        let Some(newton) = &self.newton else {
+            return Ok(StageCost {
+                evaluations: 1,
+                most_evaluations: self.max_evals.map(|n| n + rounding),
+                normal_matrices: 0,
+                unknowns: cells + 1,
+                bytes: 0,
+            });
+        };
+        let steps = newton.noise.len() as u64;
+        let limit = self.max_evals.unwrap_or(u64::MAX);
+        let unknowns = newton.most_unknowns(survey)? + 1;
+        Ok(StageCost {
+            evaluations: (2 * steps).min(limit),
+            most_evaluations: Some((TRIALS * steps).min(limit) + rounding),
+            normal_matrices: steps,
+            unknowns,
+            bytes: bytes(newton, unknowns as u64, cells as u64 + 1, curvature),
+        })
+    }
+}
+
+/// Most bytes of a step: first the normal matrix and its copy with `vmin`, then that one, the regularisers' curvature over
+/// all cells, what becomes of it over the unknowns, and the factor.
+fn bytes(newton: &Newton, n: u64, cells: u64, curvature: &Curvature) -> u64 {
+    let dense = if newton.unknowns == Unknowns::Cells { 0 } else { 8 * cells * cells };
+    let square = 8 * n * n;
+    curvature.bytes(n as usize).max(square + (square + dense).max(2 * square))
+}
+
+impl Newton {
+    /// Unknowns without `vmin`, at most.
+    fn most_unknowns(&self, survey: &Survey) -> Result<usize> {
+        Ok(match self.unknowns {
+            Unknowns::Cells | Unknowns::Patches { .. } => survey.nz * survey.nx,
+            Unknowns::Rows => survey.nz,
+            Unknowns::Directions { share } => {
+                // which directions count does not hang on the mean and the confidence
+                let ones = Array2::ones(survey.map_shape());
+                let process = self.regularisers[0].gaussian_process(ones.dim(), Some(&ones), Some(&ones))?;
+                process.directions(share).len()
+            }
+        })
+    }
+}
+
+/// Most bytes that the Gauss-Newton stages among these take besides the propagator's; 0 without any. `threads` as of
+/// [`Inversion::threads`](super::Inversion::threads).
+pub fn newton_bytes<'a>(stages: impl IntoIterator<Item = &'a Stage>, survey: &Survey, threads: usize) -> Result<u64> {
+    let stages: Vec<&Stage> = stages.into_iter().filter(|s| s.newton.is_some()).collect();
+    if stages.is_empty() {
+        return Ok(0);
+    }
+    let curvature = Curvature::new(survey, &CurvatureOptions { threads, ..CurvatureOptions::default() })?;
+    stages.iter().try_fold(0, |most, stage| Ok(stage.cost(survey, &curvature)?.bytes.max(most)))
+}

@@ -1,0 +1,168 @@
+//! Recipes one after the other: where one stalls far above the noise, the next is tried, and the best map is kept.
+//!
+//! All attempts share the limits on evaluations and time, and count on: a checkpoint holds the outcomes of the attempts
+//! before, so that a resumed run goes on in the attempt that it was in and still knows them.
+
+use super::outcome::{AttemptSummary, Observer, Outcome, StopReason};
+use super::run::{Inversion, Settings};
+use super::start::Start;
+use super::state::{Finished, State};
+use crate::family::{Recipe, RecipeStart};
+use crate::{Error, Result};
+use ndarray::Array2;
+
+/// One recipe with the settings that it makes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempt {
+    /// Its name.
+    pub recipe: String,
+    /// Where it begins as a fall-back: [`RecipeStart::Prior`] is where the first attempt began.
+    pub start: RecipeStart,
+    /// Data rms, in the data's units, above which the next one is tried.
+    pub accept_rms: f64,
+    /// How it inverts.
+    pub settings: Settings,
+}
+
+impl Attempt {
+    /// A recipe's, with all but its stages from `settings`.
+    pub fn new(recipe: Recipe, settings: &Settings) -> Self {
+        let Recipe { name, start, accept_rms, stages, .. } = recipe;
+        Self { recipe: name, start, accept_rms, settings: Settings { stages, ..settings.clone() } }
+    }
+}
+
+/// Where the first attempt begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FirstStart {
+    /// The start.
+    pub start: Start,
+    /// What summaries call it.
+    pub name: String,
+    /// Standard deviations (nz, nx) of it, m/s, where a prior tells them.
+    pub confidence: Option<Array2<f64>>,
+}
+
+/// Tries recipes one after the other until one reaches its `accept_rms` or a limit ends all, and hands back the outcome with
+/// the lowest data rms, its counts and seconds those of all attempts together. `inversion` makes the inversion of an
+/// attempt's settings.
+///
+/// Errors without an attempt, and as [`Inversion::run`] does.
+pub fn invert_with_fallbacks<'a>(
+    attempts: &[Attempt],
+    first: &FirstStart,
+    inversion: &dyn Fn(&Settings) -> Result<Inversion<'a>>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    proceed(attempts, first, None, inversion, observer)
+}
+
+/// Continues [`invert_with_fallbacks`] from a checkpoint, in the attempt that it was in. `name` is the first start's. Errors as
+/// [`Inversion::resume`] does, and when the attempts before were other recipes.
+pub fn resume_with_fallbacks<'a>(
+    attempts: &[Attempt],
+    name: &str,
+    state: State,
+    inversion: &dyn Fn(&Settings) -> Result<Inversion<'a>>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let before = &state.earlier;
+    let same = before.iter().zip(attempts).all(|(f, a)| f.summary.recipe == a.recipe);
+    if before.len() >= attempts.len() || !same {
+        let words = "the checkpoint belongs to other recipes; give those it was made with";
+        return Err(Error::Usage(words.into()));
+    }
+    let (model, confidence) = match before.first() {
+        Some(f) => (&f.outcome.start, &f.confidence),
+        None => (&state.start, &state.confidence),
+    };
+    let start = Start::Map(model.vp.clone());
+    let first = FirstStart { start, name: name.into(), confidence: confidence.clone() };
+    proceed(attempts, &first, Some(state), inversion, observer)
+}
+
+fn proceed<'a>(
+    attempts: &[Attempt],
+    first: &FirstStart,
+    mut resumed: Option<State>,
+    inversion: &dyn Fn(&Settings) -> Result<Inversion<'a>>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let mut done: Vec<Finished> = resumed.as_ref().map_or(vec![], |s| s.earlier.clone());
+    while let Some(attempt) = attempts.get(done.len()) {
+        let at_first = done.is_empty() || attempt.start == RecipeStart::Prior;
+        let mut inversion = inversion(&attempt.settings)?;
+        let outcome = match resumed.take() {
+            Some(state) => inversion.resume(state, observer)?,
+            None => {
+                if let Some(c) = first.confidence.as_ref().filter(|_| at_first) {
+                    inversion = inversion.confidence(c.clone())?;
+                }
+                let start = if at_first { &first.start } else { &Start::Gradient };
+                inversion.after(done.clone()).run(start, observer)?
+            }
+        };
+        let settled = outcome.data_rms <= attempt.accept_rms || ended(&outcome, &attempt.settings);
+        let summary = summary(attempt, if at_first { &first.name } else { "gradient" }, &outcome, &done);
+        done.push(Finished { summary, outcome, confidence: first.confidence.clone() });
+        if settled {
+            break;
+        }
+    }
+    conclude(done, attempts)
+}
+
+/// Whether nothing may follow: a limit of all attempts, the target, or the caller ended this one.
+fn ended(outcome: &Outcome, settings: &Settings) -> bool {
+    match outcome.stop {
+        StopReason::Cancelled | StopReason::TimeLimit { .. } => true,
+        StopReason::TargetReached { rms, .. } => settings.target_rms.is_some_and(|t| rms <= t),
+        _ => settings.max_evals.is_some_and(|n| outcome.evaluations >= n),
+    }
+}
+
+fn summary(attempt: &Attempt, start: &str, outcome: &Outcome, before: &[Finished]) -> AttemptSummary {
+    let before = before.last().map(|f| &f.outcome);
+    let since = |count: fn(&Outcome) -> u64| count(outcome) - before.map_or(0, count);
+    AttemptSummary {
+        recipe: attempt.recipe.clone(),
+        start: start.into(),
+        data_rms: Some(outcome.data_rms).filter(|rms| rms.is_finite()),
+        mae: outcome.mae.filter(|m| m.is_finite()),
+        evaluations: since(|o| o.evaluations),
+        normal_matrices: since(|o| o.normal_matrices),
+        seconds: outcome.seconds - before.map_or(0.0, |o| o.seconds),
+        stop: outcome.stop.clone(),
+        kept: false,
+    }
+}
+
+/// The best outcome with the counts of all.
+fn conclude(mut done: Vec<Finished>, attempts: &[Attempt]) -> Result<Outcome> {
+    let rms = |f: &Finished| if f.outcome.data_rms.is_nan() { f64::INFINITY } else { f.outcome.data_rms };
+    let best = (0..done.len()).min_by(|&a, &b| rms(&done[a]).total_cmp(&rms(&done[b])));
+    let Some((best, last)) = best.zip(done.last().map(|f| f.outcome.clone())) else {
+        return Err(Error::Usage("an inversion needs at least one recipe".into()));
+    };
+    done[best].summary.kept = true;
+    let summaries = done.iter().map(|f| f.summary.clone()).collect();
+    let limited = ended(&last, &attempts[done.len() - 1].settings);
+    let kept = done.swap_remove(best).outcome;
+    Ok(Outcome {
+        stop: if limited { last.stop } else { kept.stop },
+        evaluations: last.evaluations,
+        iterations: last.iterations,
+        normal_matrices: last.normal_matrices,
+        curvature_seconds: last.curvature_seconds,
+        seconds: last.seconds,
+        attempts: summaries,
+        model: kept.model,
+        start: kept.start,
+        confidence: kept.confidence,
+        data_rms: kept.data_rms,
+        misfit: kept.misfit,
+        mae: kept.mae,
+        stages: kept.stages,
+        masked: kept.masked,
+    })
+}

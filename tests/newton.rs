@@ -1,0 +1,227 @@
+//! Inversions by recipes on a small survey: Gauss-Newton stages, rounding, fall-backs.
+
+use fwi::family::{Recipe, RecipeStart};
+use fwi::invert::{
+    Attempt, FirstStart, Inversion, Observer, Outcome, Settings, Stage, Start, State, StopReason,
+    invert_with_fallbacks, resume_with_fallbacks,
+};
+use fwi::misfit::MisfitSpec;
+use fwi::wave::{CpuOptions, Fidelity, Precision, build};
+use fwi::{Error, Model, Observed, Position, Propagator, Result, Survey, survey};
+use ndarray::Array2;
+use std::path::Path;
+
+const RECIPE: &str = r#"
+name = "small"
+about = "A test's"
+
+[[stage]]
+name = "directions"
+[stage.newton]
+noise = [0.3, 0.05, 0.01]
+unknowns = { directions = { share = 1e-3 } }
+inner = 1
+regularisers = [{ kind = "gaussian-process", mean = "start", sigma = 150.0, length = 2.0, white = 20.0 }]
+
+[[stage]]
+name = "edges"
+[stage.newton]
+noise = [0.01, 0.003, 0.001]
+regularisers = [{ kind = "tv", scale = 30, epsilon = 2 }]
+
+[[stage]]
+name = "patches"
+round = { spacing = 1, step = 8, min_area = 6, accept = 2e-5 }
+[stage.newton]
+noise = [1e-3, 1e-4, 1e-4]
+unknowns = { patches = { step = 8, min_area = 6 } }
+regularisers = [{ kind = "tv", scale = 30, epsilon = 1 }]
+"#;
+
+fn small() -> Survey {
+    let dt = 1e-3;
+    Survey {
+        nz: 24,
+        nx: 20,
+        nt: 300,
+        dt,
+        sponge: 20,
+        sources: [1, 10, 18].map(|x| Position { z: 1, x }).to_vec(),
+        receivers: (0..20).map(|x| Position { z: 1, x }).collect(),
+        wavelet: survey::ricker(20.0, dt),
+        ..Survey::openfwi()
+    }
+}
+
+/// Three layers, cut by a fault.
+fn truth() -> Array2<f64> {
+    Array2::from_shape_fn((24, 20), |(z, x)| match z + if x > 11 { 3 } else { 0 } {
+        0..9 => 1803.0,
+        9..16 => 2251.0,
+        _ => 2717.0,
+    })
+}
+
+/// The truth, blurred three times over five cells each way.
+fn blurred() -> Array2<f64> {
+    let (nz, nx) = (24isize, 20isize);
+    (0..3).fold(truth(), |map, _| {
+        Array2::from_shape_fn((24, 20), |(z, x)| {
+            let around = (-2..=2).flat_map(|i| (-2..=2).map(move |j| (i, j)));
+            let at = |(i, j): (isize, isize)| {
+                map[[(z as isize + i).clamp(0, nz - 1) as usize, (x as isize + j).clamp(0, nx - 1) as usize]]
+            };
+            around.map(at).sum::<f64>() / 25.0
+        })
+    })
+}
+
+struct Bench {
+    propagator: Box<dyn Propagator>,
+    observed: Observed,
+    truth: Array2<f64>,
+}
+
+impl Bench {
+    fn new(threads: usize) -> Self {
+        let options =
+            CpuOptions { precision: Precision::F64, fidelity: Some(Fidelity::Fast), threads, ..CpuOptions::default() };
+        let propagator = build(small(), &options).unwrap();
+        let gather = propagator.forward(&[Model::from_map(truth())]).unwrap().remove(0);
+        Self { propagator, observed: Observed::new(gather), truth: truth() }
+    }
+
+    fn inversion<'b>(&'b self, threads: usize) -> impl Fn(&Settings) -> Result<Inversion<'b>> + 'b {
+        move |settings| {
+            let inversion = Inversion::new(&*self.propagator, &self.observed, settings.clone())?;
+            inversion.threads(threads).truth(&self.truth)
+        }
+    }
+}
+
+fn first() -> FirstStart {
+    let confidence = Some(Array2::from_elem((24, 20), 80.0));
+    FirstStart { start: Start::Map(blurred()), name: "prior".into(), confidence }
+}
+
+fn recipe() -> Attempt {
+    Attempt::new(Recipe::parse(RECIPE, 1e-3).unwrap(), &Settings::default())
+}
+
+/// L-BFGS for so many evaluations.
+fn plain(recipe: &str, start: RecipeStart, evals: u64) -> Attempt {
+    let stage = Stage { max_evals: Some(evals), ..Stage::new(recipe, MisfitSpec::L2) };
+    let settings = Settings { stages: vec![stage], ..Settings::default() };
+    Attempt { recipe: recipe.into(), start, accept_rms: 1e-4, settings }
+}
+
+/// Stops after every so many checkpoints.
+struct Stopper {
+    left: usize,
+    saved: Vec<u8>,
+}
+
+impl Observer for Stopper {
+    fn checkpoint(&mut self, state: &State) -> Result<()> {
+        self.saved = state.to_bytes()?;
+        self.left -= 1;
+        if self.left == 0 { Err(Error::Usage("killed".into())) } else { Ok(()) }
+    }
+}
+
+/// An outcome without what depends on the clock.
+fn timeless(o: &Outcome) -> Outcome {
+    let mut o = Outcome { seconds: 0.0, curvature_seconds: 0.0, ..o.clone() };
+    o.attempts.iter_mut().for_each(|a| a.seconds = 0.0);
+    o
+}
+
+/// Killed after every checkpoint and resumed; the outcome, and how many runs it took.
+fn piecemeal(bench: &Bench, attempts: &[Attempt]) -> (Outcome, usize) {
+    let mut stopper = Stopper { left: 1, saved: vec![] };
+    let begun = invert_with_fallbacks(attempts, &first(), &bench.inversion(2), &mut stopper);
+    assert!(begun.is_err());
+    let mut runs = 1;
+    loop {
+        let state = State::from_bytes(&stopper.saved, Path::new("checkpoint")).unwrap();
+        stopper.left = 1;
+        match resume_with_fallbacks(attempts, "prior", state, &bench.inversion(2), &mut stopper) {
+            Ok(outcome) => return (outcome, runs),
+            Err(e) => assert_eq!(e.to_string(), "killed"),
+        }
+        runs += 1;
+    }
+}
+
+#[test]
+fn a_recipe_finds_a_faulted_map_exactly_whatever_the_threads_and_interruptions() {
+    let attempts = [recipe()];
+    faer::set_global_parallelism(faer::Par::Seq);
+    let one = Bench::new(1);
+    let whole = invert_with_fallbacks(&attempts, &first(), &one.inversion(1), &mut ()).unwrap();
+    for s in &whole.stages {
+        println!("{}: rms {:.2e}, {} evaluations, {:?}, {}", s.name, s.data_rms, s.evaluations, s.rounded, s.stop);
+    }
+    let begin = (blurred() - truth()).mapv(f64::abs).mean().unwrap();
+    println!("mae {:?} from {begin:.1}", whole.mae);
+    assert!(begin > 80.0 && whole.mae.unwrap() < 1.0, "{:?} from {begin}", whole.mae);
+    assert_eq!(whole.stages.last().unwrap().rounded, Some(true));
+    assert_eq!(whole.normal_matrices, whole.stages.iter().map(|s| s.normal_matrices).sum::<u64>());
+    assert_eq!(whole.attempts.len(), 1);
+    assert!(whole.attempts[0].kept && whole.attempts[0].evaluations == whole.evaluations);
+
+    faer::set_global_parallelism(faer::Par::rayon(3));
+    let three = Bench::new(3);
+    let other = invert_with_fallbacks(&attempts, &first(), &three.inversion(3), &mut ()).unwrap();
+    assert!(timeless(&whole) == timeless(&other), "the threads change the outcome");
+    let (resumed, runs) = piecemeal(&one, &attempts);
+    assert!(runs >= 7, "{runs}");
+    assert!(timeless(&whole) == timeless(&resumed), "interruptions change the outcome");
+}
+
+#[test]
+fn a_stalled_recipe_falls_back_and_the_best_is_kept() {
+    let bench = Bench::new(2);
+    let attempts = [plain("a", RecipeStart::Prior, 5), plain("b", RecipeStart::Gradient, 4), recipe()];
+    let run = |attempts: &[Attempt]| invert_with_fallbacks(attempts, &first(), &bench.inversion(2), &mut ()).unwrap();
+    let out = run(&attempts);
+    let told: Vec<_> = out.attempts.iter().map(|a| (&a.recipe[..], &a.start[..], a.kept)).collect();
+    assert_eq!(told, [("a", "prior", false), ("b", "gradient", false), ("small", "prior", true)]);
+    let counts: Vec<u64> = out.attempts.iter().map(|a| a.evaluations).collect();
+    assert_eq!((counts[0], counts[1], counts.iter().sum::<u64>()), (5, 4, out.evaluations));
+    // the third is what it would have been alone
+    let alone = run(&attempts[2..]);
+    assert!(alone.model == out.model && alone.stages == out.stages && alone.start == out.start);
+    let (resumed, runs) = piecemeal(&bench, &attempts);
+    assert!(runs > 10 && timeless(&out) == timeless(&resumed), "interruptions change the outcome: {runs}");
+
+    // a worse second attempt is not kept, one that is good enough is the last
+    let out = run(&[plain("a", RecipeStart::Prior, 20), plain("b", RecipeStart::Gradient, 1)]);
+    assert!(out.attempts[0].kept && !out.attempts[1].kept && out.evaluations == 21);
+    assert_eq!(Some(out.data_rms), out.attempts[0].data_rms);
+    let mut good = plain("a", RecipeStart::Prior, 3);
+    good.accept_rms = 1.0;
+    assert_eq!(run(&[good, plain("b", RecipeStart::Gradient, 1)]).attempts.len(), 1);
+}
+
+#[test]
+fn limits_span_all_attempts() {
+    let bench = Bench::new(2);
+    let mut attempts = [plain("a", RecipeStart::Prior, 5), plain("b", RecipeStart::Gradient, 50)];
+    attempts.iter_mut().for_each(|a| a.settings.max_evals = Some(8));
+    let out = invert_with_fallbacks(&attempts, &first(), &bench.inversion(2), &mut ()).unwrap();
+    assert_eq!((out.evaluations, out.attempts[1].evaluations), (8, 3));
+    assert_eq!(out.stop, StopReason::MaxEvals { limit: 8 });
+    attempts.iter_mut().for_each(|a| a.settings.max_evals = Some(5));
+    let out = invert_with_fallbacks(&attempts, &first(), &bench.inversion(2), &mut ()).unwrap();
+    assert_eq!((out.evaluations, out.attempts.len()), (5, 1));
+
+    // a checkpoint of other recipes is refused
+    let mut stopper = Stopper { left: 7, saved: vec![] };
+    attempts.iter_mut().for_each(|a| a.settings.max_evals = None);
+    assert!(invert_with_fallbacks(&attempts, &first(), &bench.inversion(2), &mut stopper).is_err());
+    let state = State::from_bytes(&stopper.saved, Path::new("checkpoint")).unwrap();
+    let others = [recipe(), attempts[1].clone()];
+    let refused = resume_with_fallbacks(&others, "prior", state, &bench.inversion(2), &mut ()).unwrap_err();
+    assert!(refused.to_string().contains("belongs to "), "{refused}");
+}
