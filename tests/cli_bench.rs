@@ -39,7 +39,7 @@ fn measures_and_goes_on_where_it_was_cut_off() {
     let json = dir.path().join("cases.jsonl");
     let (code, out, err) = run(bench(dir.path()).args(["--families", "Style_A", "-n", "1"]));
     assert_eq!(code, 0, "{err}");
-    assert!(err.contains("gathers: 1, of 1 families; recipe: tiny") && err.contains("[1/1] Style_A 0: MAE"), "{err}");
+    assert!(err.contains("gathers: 1, of 1 families") && err.contains("[1/1] Style_A 0: MAE"), "{err}");
     let found = cases(&json);
     assert_eq!(found.len(), 1);
     let c = &found[0];

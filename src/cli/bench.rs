@@ -8,13 +8,14 @@ use super::method::Signals;
 use super::note;
 use super::options::{parse_duration, same_file};
 use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
+use super::recipe_choice::{Choice, load, without_recipe};
 use clap::Subcommand;
-use fwi::family::Recipe;
 use fwi::family::bench::{Case, Coverage};
-use fwi::invert::{Inversion, Settings, Start, StopReason};
+use fwi::family::{Recipe, classify};
+use fwi::invert::{Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks};
 use fwi::io::{Gathers, Limits};
 use fwi::misfit::L2;
-use fwi::prior::predict_one;
+use fwi::prior::{Prediction, predict_one};
 use fwi::synth::draw;
 use fwi::{Error, Family, Gather, Model, Observed, Propagator, Result, Survey};
 use ndarray::Array2;
@@ -60,9 +61,10 @@ struct Families {
     /// Start from what this prior predicts: a name or an ONNX file; several are combined
     #[arg(long, value_name = "NAME|FILE,..", value_delimiter = ',', conflicts_with = "start")]
     prior: Vec<String>,
-    /// Invert everything by the recipe in a TOML file
-    #[arg(long, value_name = "FILE")]
-    recipe: PathBuf,
+    /// Invert everything by this recipe, an embedded one (fwi recipes list) or a TOML file [default: from a prior, that of
+    /// the group that the gather is found to be of; else the default stages]
+    #[arg(long, value_name = "NAME|FILE")]
+    recipe: Option<String>,
     /// Pairs that L-BFGS remembers
     #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
     memory: usize,
@@ -154,8 +156,9 @@ impl Families {
     /// Errors when the results would be written over what is read.
     fn check_outputs(&self) -> Result<()> {
         let Some(json) = &self.json else { return Ok(()) };
-        let read = self.maps.iter().chain(&self.gathers).map(|p| &p.1).chain([&self.recipe]);
-        match read.chain(&self.prior.iter().map(PathBuf::from).collect::<Vec<_>>()).any(|p| same_file(p, json)) {
+        let read = self.maps.iter().chain(&self.gathers).map(|p| p.1.clone());
+        let named = self.recipe.iter().chain(&self.prior).map(PathBuf::from);
+        match read.chain(named).any(|p| same_file(&p, json)) {
             true => Err(Error::Usage(format!("{}: would be overwritten; choose another name", json.display()))),
             false => Ok(()),
         }
@@ -172,7 +175,7 @@ impl Families {
 struct Bench<'a> {
     args: &'a Families,
     survey: Survey,
-    recipe: Recipe,
+    choice: Choice,
     prior: Option<Opened>,
     modelling: Box<dyn Propagator>,
     coarse: Box<dyn Propagator>,
@@ -184,8 +187,10 @@ fn families(args: &Families) -> Result<ExitCode> {
     let survey = Survey::openfwi();
     args.check_outputs()?;
     let sets = args.sets(&survey)?;
-    let text = std::fs::read_to_string(&args.recipe).map_err(|e| Error::io(&args.recipe, "read", e))?;
-    let recipe = Recipe::parse(&text, survey.dt).map_err(|e| Error::input(&args.recipe, e.to_string()))?;
+    let choice = match &args.recipe {
+        Some(name) => Choice::Recipe(Box::new(load(name, survey.dt)?)),
+        None => Choice::Open,
+    };
     let prior = match StartFrom::resolve(Some(args.start.as_deref().unwrap_or("prior")), &args.prior)? {
         StartFrom::Gradient => None,
         StartFrom::Maps(map) => {
@@ -202,7 +207,7 @@ fn families(args: &Families) -> Result<ExitCode> {
         coarse: args.engine.propagator(survey.clone())?,
         fine: args.engine.refined().map(|e| e.propagator(survey.clone())).transpose()?,
         survey,
-        recipe,
+        choice,
         prior,
         signals: Signals::install()?,
     };
@@ -239,7 +244,7 @@ fn families(args: &Families) -> Result<ExitCode> {
 impl Bench<'_> {
     fn report(&self, sets: &[Set]) {
         let gathers: usize = sets.iter().map(|s| s.maps.len()).sum();
-        self.args.say(&format!("gathers: {gathers}, of {} families; recipe: {}", sets.len(), self.recipe.name));
+        self.args.say(&format!("gathers: {gathers}, of {} families", sets.len()));
         match &self.prior {
             Some(opened) => self.args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory)),
             None => self.args.say("start: gradient"),
@@ -250,9 +255,12 @@ impl Bench<'_> {
         }
     }
 
-    /// How a gather is inverted.
-    fn recipe(&self) -> &Recipe {
-        &self.recipe
+    /// How a gather is inverted: recipes to be tried one after the other.
+    fn attempts(&self, observed: &Observed, prediction: Option<&Prediction>) -> Result<Vec<Attempt>> {
+        let settings = self.settings();
+        let class = prediction.map(|p| classify(&self.survey, observed, p));
+        let chosen = self.choice.settle(class.as_ref().zip(prediction), self.survey.dt)?;
+        chosen.map_or_else(|| Ok(without_recipe(&settings)), |c| c.attempts(&settings, self.survey.dt))
     }
 
     /// A case, and whether the file had it already.
@@ -268,27 +276,26 @@ impl Bench<'_> {
             None => self.modelling.forward(&[Model::from_map(truth.clone())])?.remove(0),
         };
         let observed = Observed::new(gather);
-        let (start, deviations) = self.start(&observed)?;
-        let recipe = self.recipe();
-        let settings = self.settings(recipe);
-        let evaluation_seconds = self.time_evaluation(&start, &observed, &settings)?;
-        let mut inversion = Inversion::new(&*self.coarse, &observed, settings)?.truth(truth)?;
-        inversion = inversion.cancel(&self.signals.stop).threads(self.args.engine.threads);
-        if let Some(fine) = &self.fine {
-            inversion = inversion.refine(&**fine)?;
-        }
-        if let Some(deviations) = deviations {
-            inversion = inversion.confidence(deviations)?;
-        }
-        let outcome = inversion.run(&start, &mut watch)?;
+        let prediction = self.prior.as_ref().map(|p| predict_one(&*p.prior, &observed)).transpose()?;
+        let attempts = self.attempts(&observed, prediction.as_ref())?;
+        let first = match &prediction {
+            Some(p) => {
+                let start = Start::Map(p.velocity.mapv(f64::from));
+                FirstStart { start, name: "prior".into(), confidence: confidence(p) }
+            }
+            None => FirstStart { start: Start::Gradient, name: "gradient".into(), confidence: None },
+        };
+        let evaluation_seconds = self.time_evaluation(&first.start, &observed)?;
+        let make = |settings: &Settings| self.inversion(&observed, truth, settings);
+        let outcome = invert_with_fallbacks(&attempts, &first, &make, &mut watch)?;
         if outcome.stop == StopReason::Cancelled {
             return Err(self.signals.interruption(self.args.json.as_deref().unwrap_or(Path::new("no file"))));
         }
-        let maps = set.origin.clone();
-        let name = recipe.name.clone();
+        let kept = &attempts[outcome.attempts.iter().position(|a| a.kept).unwrap_or(0)];
+        let (maps, name) = (set.origin.clone(), kept.recipe.clone());
         let mut case = Case::new(set.family, maps, number as u64, key, name, &outcome, truth, evaluation_seconds);
         if self.args.uncertainty {
-            let deviations = inversion.uncertainty(&outcome, None)?.deviations;
+            let deviations = make(&kept.settings)?.uncertainty(&outcome, None)?.deviations;
             case.coverage = Some(Coverage::of(&deviations, &outcome.model.vp, truth));
         }
         watch.ended(&case);
@@ -300,21 +307,28 @@ impl Bench<'_> {
         Ok(Gather::new(gathers.get(number)?))
     }
 
-    fn start(&self, observed: &Observed) -> Result<(Start, Option<Array2<f64>>)> {
-        let Some(opened) = &self.prior else { return Ok((Start::Gradient, None)) };
-        let prediction = predict_one(&*opened.prior, observed)?;
-        let deviations = confidence(&prediction);
-        Ok((Start::Map(prediction.velocity.mapv(f64::from)), deviations))
+    fn inversion<'a>(
+        &'a self,
+        observed: &'a Observed,
+        truth: &'a Array2<f64>,
+        settings: &Settings,
+    ) -> Result<Inversion<'a>> {
+        let inversion = Inversion::new(&*self.coarse, observed, settings.clone())?.truth(truth)?;
+        let inversion = inversion.cancel(&self.signals.stop).threads(self.args.engine.threads);
+        match &self.fine {
+            Some(fine) => inversion.refine(&**fine),
+            None => Ok(inversion),
+        }
     }
 
-    fn settings(&self, recipe: &Recipe) -> Settings {
-        let (stages, memory) = (recipe.stages.clone(), self.args.memory);
-        Settings { stages, memory, time_limit: self.args.time_limit, ..Settings::default() }
+    /// All but the stages of a recipe.
+    fn settings(&self) -> Settings {
+        Settings { memory: self.args.memory, time_limit: self.args.time_limit, ..Settings::default() }
     }
 
     /// Seconds of an evaluation at the start; the first one, which takes memory, does not count.
-    fn time_evaluation(&self, start: &Start, observed: &Observed, settings: &Settings) -> Result<f64> {
-        let model = [start.model(&self.survey, observed, settings.bounds)?];
+    fn time_evaluation(&self, start: &Start, observed: &Observed) -> Result<f64> {
+        let model = [start.model(&self.survey, observed, self.settings().bounds)?];
         let observed = std::slice::from_ref(observed);
         self.coarse.misfit_and_gradient(&model, observed, &L2)?;
         let begin = Instant::now();
@@ -328,7 +342,11 @@ impl Bench<'_> {
         let prior = self.prior.as_ref().map(|p| p.prior.describe());
         let engines = (self.coarse.arithmetic(), self.fine.as_ref().map(|f| f.arithmetic()));
         let options = (self.args.engine.threads, &self.args.prior_options, self.args.uncertainty);
-        hash.update(format!("{:?}{prior:?}{engines:?}{options:?}", self.settings(self.recipe())).as_bytes());
+        hash.update(format!("{:?}{prior:?}{engines:?}{options:?}", self.settings()).as_bytes());
+        match &self.choice {
+            Choice::Recipe(chosen) => hash.update(format!("{:?}", chosen.recipe).as_bytes()),
+            _ => Recipe::names().filter_map(|n| Recipe::text(n).ok()).for_each(|text| hash.update(text.as_bytes())),
+        }
         truth.iter().chain(gather.into_iter().flat_map(|g| &g.data)).for_each(|v| hash.update(v.to_le_bytes()));
         hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
     }

@@ -145,7 +145,6 @@ pub struct Outcome {
     /// The model that the inversion began with.
     pub start: Model,
     /// Standard deviations (nz, nx) of that model, m/s, where they were given.
-    #[serde(skip)]
     pub confidence: Option<Array2<f64>>,
     /// Rms of the unfiltered residual of the best model, in the data's units.
     pub data_rms: f64,
