@@ -279,3 +279,11 @@ pub fn expected_error(prediction: &Prediction) -> Option<f64> {
     let error = prediction.error.as_ref()?;
     Some(error.iter().map(|&e| f64::from(e)).sum::<f64>() / error.len() as f64)
 }
+
+/// Least error that is believed of a prior, m/s.
+const LEAST_ERROR: f64 = 10.0;
+
+/// The errors that a prior expects of its map, m/s, as standard deviations of a start; not below what is believed of one.
+pub fn confidence(prediction: &Prediction) -> Option<Array2<f64>> {
+    prediction.error.as_ref().map(|e| e.mapv(|e| f64::from(e).max(LEAST_ERROR)))
+}
