@@ -4,7 +4,7 @@ use super::recipe_choice::Chosen;
 use super::tell;
 use fwi::curvature::{Curvature, CurvatureOptions};
 use fwi::family::RecipeStart;
-use fwi::invert::{Attempt, Newton, Stage, StageCost, Unknowns};
+use fwi::invert::{Attempt, Stage, StageCost, Unknowns};
 use fwi::misfit::MisfitSpec;
 use fwi::{Result, Survey};
 use ndarray::Array2;
@@ -72,16 +72,8 @@ fn table(attempt: &Attempt, survey: &Survey, curvature: &Curvature) -> Result<()
 /// What a stage does, in words.
 fn action(stage: &Stage) -> String {
     let refined = if stage.refined { ", in f64" } else { "" };
-    let Some(newton) = &stage.newton else {
-        let misfit = match stage.misfit {
-            MisfitSpec::L2 => "least squares".into(),
-            MisfitSpec::LowPass(hz) => format!("least squares below {hz} Hz"),
-            other => other.to_string(),
-        };
-        let smooth = stage.smoothing.map_or(String::new(), |s| format!(", smooth over {s} cells"));
-        return format!("L-BFGS over all cells: {misfit}{smooth}{refined}");
-    };
-    let over = match newton.unknowns {
+    let unknowns = stage.newton.as_ref().map(|n| n.unknowns).or(stage.lbfgs.as_ref().map(|q| q.unknowns));
+    let over = match unknowns.unwrap_or_default() {
         Unknowns::Cells => "all cells".into(),
         Unknowns::Rows => "one velocity a row".into(),
         Unknowns::Patches { step, min_area } => {
@@ -89,13 +81,23 @@ fn action(stage: &Stage) -> String {
         }
         Unknowns::Directions { .. } => "principal directions of the Gaussian process".into(),
     };
+    let Some(newton) = &stage.newton else {
+        let misfit = match stage.misfit {
+            MisfitSpec::L2 => "least squares".into(),
+            MisfitSpec::LowPass(hz) => format!("least squares below {hz} Hz"),
+            other => other.to_string(),
+        };
+        let smooth = stage.smoothing.map_or(String::new(), |s| format!(", smooth over {s} cells"));
+        return format!("L-BFGS over {over}: {misfit}{smooth}{refined}");
+    };
     let steps = newton.noise.len();
     format!("{steps} Gauss-Newton step{} over {over}{refined}", if steps == 1 { "" } else { "s" })
 }
 
 fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
     let mut lines = vec![];
-    if let Some(Newton { noise, regularisers, .. }) = &stage.newton {
+    let newton = stage.newton.as_ref().map(|n| (n.noise.clone(), &n.regularisers));
+    if let Some((noise, regularisers)) = newton.or(stage.lbfgs.as_ref().map(|q| (vec![q.noise], &q.regularisers))) {
         let noise: Vec<String> = noise.iter().map(|s| s.to_string()).collect();
         lines.push(format!("assumed noise {}", noise.join(", ")));
         // a description does not hang on the maps
@@ -104,12 +106,21 @@ fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
             lines.push(spec.build(ones.dim(), Some(&ones), Some(&ones))?.describe());
         }
     }
+    if let Some(until) = stage.until {
+        lines.push(format!("samples before {until} s"));
+    }
+    if let Some(limit) = stage.skip_below {
+        lines.push(format!("left out where the data rms is {limit:e} already"));
+    }
     if let Some(target) = stage.target_rms {
         lines.push(format!("until a data rms of {target:e}"));
     }
     if let Some(stall) = stage.stall {
         let (percent, window) = (100.0 * stall.decrease, stall.window);
         lines.push(format!("until the misfit falls by less than {percent}% over {window} iterations"));
+    }
+    if let Some(limit) = stage.abandon_above {
+        lines.push(format!("given up if the data rms stays above {limit:e}"));
     }
     if let Some(round) = &stage.round {
         lines.push(format!("then velocities to multiples of {} m/s where the data agree", round.spacing));

@@ -4,6 +4,7 @@ use super::newton::Newton;
 use super::newton_space::Unknowns;
 use super::stage::Stage;
 use crate::curvature::{Curvature, CurvatureOptions};
+use crate::reg::RegulariserSpec;
 use crate::{Result, Survey};
 use ndarray::Array2;
 
@@ -37,13 +38,16 @@ impl Stage {
                 evaluations: 1,
                 most_evaluations: self.max_evals.map(|n| n + rounding),
                 normal_matrices: 0,
-                unknowns: cells + 1,
+                unknowns: match &self.lbfgs {
+                    Some(q) => most_unknowns(q.unknowns, &q.regularisers, survey)? + 1,
+                    None => cells + 1,
+                },
                 bytes: 0,
             });
         };
         let steps = newton.noise.len() as u64;
         let limit = self.max_evals.unwrap_or(u64::MAX);
-        let unknowns = newton.most_unknowns(survey)? + 1;
+        let unknowns = most_unknowns(newton.unknowns, &newton.regularisers, survey)? + 1;
         Ok(StageCost {
             evaluations: (2 * steps).min(limit),
             most_evaluations: Some((TRIALS * steps).min(limit) + rounding),
@@ -62,20 +66,18 @@ fn bytes(newton: &Newton, n: u64, cells: u64, curvature: &Curvature) -> u64 {
     curvature.bytes(n as usize).max(square + (square + dense).max(2 * square))
 }
 
-impl Newton {
-    /// Unknowns without `vmin`, at most.
-    fn most_unknowns(&self, survey: &Survey) -> Result<usize> {
-        Ok(match self.unknowns {
-            Unknowns::Cells | Unknowns::Patches { .. } => survey.nz * survey.nx,
-            Unknowns::Rows => survey.nz,
-            Unknowns::Directions { share } => {
-                // which directions count does not hang on the mean and the confidence
-                let ones = Array2::ones(survey.map_shape());
-                let process = self.regularisers[0].gaussian_process(ones.dim(), Some(&ones), Some(&ones))?;
-                process.directions(share).len()
-            }
-        })
-    }
+/// Unknowns without `vmin`, at most.
+fn most_unknowns(unknowns: Unknowns, regularisers: &[RegulariserSpec], survey: &Survey) -> Result<usize> {
+    Ok(match unknowns {
+        Unknowns::Cells | Unknowns::Patches { .. } => survey.nz * survey.nx,
+        Unknowns::Rows => survey.nz,
+        Unknowns::Directions { share } => {
+            // which directions count does not hang on the mean and the confidence
+            let ones = Array2::ones(survey.map_shape());
+            let process = regularisers[0].gaussian_process(ones.dim(), Some(&ones), Some(&ones))?;
+            process.directions(share).len()
+        }
+    })
 }
 
 /// Most bytes that the Gauss-Newton stages among these take besides the propagator's; 0 without any. `threads` as of
