@@ -23,7 +23,7 @@ use crate::misfit::L2;
 use crate::reg::{Regulariser, RegulariserSpec};
 use crate::wave::Evaluation;
 use crate::{Error, Model, Observed, Result};
-use faer::linalg::solvers::Solve;
+use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, Side};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,10 @@ pub struct Newton {
     /// Newton steps on the majorised regularisers within a step, at most; one is enough for quadratic ones.
     #[serde(default = "inner")]
     pub inner: usize,
+    /// Iterations of conjugate gradients by the operator itself that correct a step, for small noises: the normal matrix is
+    /// good to a part in a thousand. Each takes Born modelling and an adjoint.
+    #[serde(default)]
+    pub exact: usize,
 }
 
 fn inner() -> usize {
@@ -67,6 +71,9 @@ impl Newton {
                 "Gauss-Newton needs at least one noise, each between 1e-9 and 1e6, not {:?}",
                 self.noise
             )));
+        }
+        if self.exact > 1000 {
+            return Err(Error::Usage(format!("Gauss-Newton takes 0 to 1000 exact iterations, not {}", self.exact)));
         }
         if self.inner == 0 || self.inner > 100 {
             return Err(Error::Usage(format!("Gauss-Newton takes 1 to 100 inner steps, not {}", self.inner)));
@@ -115,11 +122,15 @@ impl<'i> Inversion<'i> {
             problem.space.prepare(&mut state.entry.model);
         }
         loop {
-            if let Some(halt) = self.newton_ended(state, stage) {
-                return Ok(halt);
-            }
-            if state.step >= newton.noise.len() {
-                break;
+            let ended = self.newton_ended(state, stage);
+            if state.step >= newton.noise.len() || ended.is_some() {
+                let undone = |begin: &mut Best| problem.guesses() && worse(&state.entry, begin);
+                if let Some(begin) = state.begin.take_if(undone) {
+                    state.entry = begin;
+                    state.ledger.best = Some(state.entry.clone());
+                    return Ok(Halt::Stage(StopReason::Undone));
+                }
+                return Ok(ended.unwrap_or(Halt::Stage(StopReason::Completed { steps: state.step as u64 })));
             }
             if let Some(halt) = limits.halt(&state.ledger, &clock) {
                 return Ok(halt);
@@ -134,12 +145,6 @@ impl<'i> Inversion<'i> {
             state.seconds = clock.seconds();
             observer.checkpoint(state)?;
         }
-        if let Some(begin) = state.begin.take_if(|begin| problem.guesses() && worse(&state.entry, begin)) {
-            state.entry = begin;
-            state.ledger.best = Some(state.entry.clone());
-            return Ok(Halt::Stage(StopReason::Undone));
-        }
-        Ok(Halt::Stage(StopReason::Completed { steps: newton.noise.len() as u64 }))
     }
 
     /// Whether the steps taken end the stage or everything; asked before a step, so that a resumed run asks, too.
@@ -288,7 +293,7 @@ impl<'a, 'i> Problem<'a, 'i> {
     }
 
     /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
-    fn factor(&self, matrix: &mut Mat<f64>) -> Result<faer::linalg::solvers::Llt<f64>> {
+    fn factor(&self, matrix: &mut Mat<f64>) -> Result<Llt<f64>> {
         let n = matrix.ncols();
         let largest = (0..n).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
         for ridge in RIDGES {
@@ -305,32 +310,105 @@ impl<'a, 'i> Problem<'a, 'i> {
     fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<Vec<f64>> {
         let n = h.len();
         let weight = noise.powi(-2);
-        let data: Vec<f64> = self.space.pull(&from.evaluation.gradient).iter().map(|g| g * weight).collect();
         let mut x = vec![0.0; n];
+        let mut last = None;
         for _ in 0..self.newton.inner {
-            let at = from.model.plus(1.0, &self.space.push(&x));
-            let mut matrix = self.space.curvature(&self.regularisers, &at);
+            let prior = self.prior_curvature(from, &x);
+            let mut matrix = prior.lower.clone();
             for j in 0..n {
                 let to = &mut matrix.col_as_slice_mut(j)[j..];
                 to.iter_mut().zip(&h.lower.col_as_slice(j)[j..]).for_each(|(m, h)| *m += h * weight);
             }
-            matrix[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
-            let mut gradient = h.times(&x);
-            gradient.iter_mut().zip(&data).for_each(|(g, d)| *g = *g * weight + d);
-            gradient[n - 1] += x[n - 1] / VMIN_STEP.powi(2);
-            for r in &self.regularisers {
-                let prior = self.space.pull(&r.gradient(&at));
-                gradient.iter_mut().zip(prior).for_each(|(g, p)| *g += p);
-            }
+            let gradient = self.model_gradient(from, &x, &h.times(&x), weight);
             let factor = self.factor(&mut matrix)?;
-            let mut step = Mat::from_fn(n, 1, |i, _| -gradient[i]);
-            factor.solve_in_place(step.as_mut());
-            let moved = (0..n).map(|i| step[(i, 0)].abs()).sum::<f64>() / n as f64;
-            x.iter_mut().enumerate().for_each(|(i, x)| *x += step[(i, 0)]);
+            let step = preconditioned(&factor, &gradient);
+            let moved = step.iter().map(|s| s.abs()).sum::<f64>() / n as f64;
+            x.iter_mut().zip(&step).for_each(|(x, s)| *x -= s);
+            last = Some((prior, factor));
             if moved < STILL {
                 break;
             }
         }
+        match last.filter(|_| self.newton.exact > 0) {
+            Some((prior, factor)) => self.correct(from, x, &prior, &factor, weight),
+            None => Ok(x),
+        }
+    }
+
+    /// The regularisers' curvature at a change of the unknowns, and what keeps `vmin` from running away.
+    fn prior_curvature(&self, from: &At, x: &[f64]) -> Symmetric {
+        let at = from.model.plus(1.0, &self.space.push(x));
+        let mut lower = self.space.curvature(&self.regularisers, &at);
+        let n = lower.ncols();
+        lower[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
+        Symmetric { lower }
+    }
+
+    /// The derivative of the linearised objective at a change `x`, with `hx = J' J x`.
+    fn model_gradient(&self, from: &At, x: &[f64], hx: &[f64], weight: f64) -> Vec<f64> {
+        let at = from.model.plus(1.0, &self.space.push(x));
+        let mut gradient = self.space.pull(&from.evaluation.gradient);
+        gradient.iter_mut().zip(hx).for_each(|(g, hx)| *g = (*g + hx) * weight);
+        if let (Some(g), Some(x)) = (gradient.last_mut(), x.last()) {
+            *g += x / VMIN_STEP.powi(2);
+        }
+        for r in &self.regularisers {
+            let prior = self.space.pull(&r.gradient(&at));
+            gradient.iter_mut().zip(prior).for_each(|(g, p)| *g += p);
+        }
+        gradient
+    }
+
+    /// `J' J x` by the operator itself.
+    fn exact_product(&self, model: &Model, x: &[f64]) -> Result<Vec<f64>> {
+        let engine = self.inversion.engine(self.stage);
+        let one = std::slice::from_ref(model);
+        let mut data = engine.born(one, &[self.space.push(x)])?.remove(0);
+        self.data.mask.apply(&mut data);
+        Ok(self.space.pull(&engine.adjoint(one, &[data])?.remove(0)))
+    }
+
+    /// Corrects a change for what is approximate in the normal matrix: conjugate gradients with the operator itself, the
+    /// factor their preconditioner.
+    fn correct(
+        &self,
+        from: &At,
+        mut x: Vec<f64>,
+        prior: &Symmetric,
+        factor: &Llt<f64>,
+        weight: f64,
+    ) -> Result<Vec<f64>> {
+        let hx = self.exact_product(&from.model, &x)?;
+        let mut residual = self.model_gradient(from, &x, &hx, weight);
+        residual.iter_mut().for_each(|r| *r = -*r);
+        let mut z = preconditioned(factor, &residual);
+        let mut direction = z.clone();
+        let mut rz = dot(&residual, &z);
+        for _ in 0..self.newton.exact {
+            let mut product = self.exact_product(&from.model, &direction)?;
+            product.iter_mut().zip(prior.times(&direction)).for_each(|(a, p)| *a = *a * weight + p);
+            let along = dot(&direction, &product);
+            if !(rz > 0.0 && along > 0.0) {
+                break;
+            }
+            let step = rz / along;
+            x.iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
+            residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= step * p);
+            z = preconditioned(factor, &residual);
+            let next = dot(&residual, &z);
+            direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + next / rz * *d);
+            rz = next;
+        }
         Ok(x)
     }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn preconditioned(factor: &Llt<f64>, x: &[f64]) -> Vec<f64> {
+    let mut y = Mat::from_fn(x.len(), 1, |i, _| x[i]);
+    factor.solve_in_place(y.as_mut());
+    y.col_as_slice(0).to_vec()
 }
