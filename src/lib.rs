@@ -1,7 +1,8 @@
 //! Full-waveform inversion of OpenFWI gathers: find the velocity map whose modelled data match the recorded ones.
 //!
 //! The way of the data: read a gather ([`io`]), choose a start and a misfit ([`misfit`]), model and differentiate
-//! exactly ([`wave`]), optimise in stages ([`invert`]), write the map with its figures ([`plot`]).
+//! exactly ([`wave`]), optimise in stages ([`invert`]) as the family's recipe has them ([`family`]), with regularisers
+//! ([`reg`]) and the data's curvature ([`curvature`]), write the map with its figures ([`plot`]).
 //!
 //! Units throughout: cell size in m, time in s, velocity in m/s.
 #![warn(missing_docs)]

@@ -176,13 +176,14 @@ fn check_tells_this_map_from_another() {
     write_array(bench.path("holes.npy"), gather.mapv(|x| x as f32).view()).unwrap();
     let out = command(&bench, "check holes.npy map.npy").assert().code(0);
     out.stdout(says("of 348 traces count (2 dead or not finite)"));
-    let said = ends(&bench, "invert holes.npy -o holes --max-evals 1", 0);
+    let said = ends(&bench, "invert holes.npy --start gradient -o holes --max-evals 1", 0);
     assert!(said.contains("1 traces are dead and do not count: shot 1 receiver 3"), "{said}");
     assert_eq!(result(&bench.path("holes"))["masked_traces"], serde_json::json!([[1, 3], [4, 69]]));
 }
 
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 25] = [
     "attempts",
+    "curvature_seconds",
     "data_rms",
     "data_rms_per_shot",
     "engine",
@@ -193,6 +194,7 @@ const KEYS: [&str; 22] = [
     "iterations",
     "mae",
     "masked_traces",
+    "normal_matrices",
     "peak_memory_bytes",
     "prior",
     "recipe",
@@ -202,6 +204,7 @@ const KEYS: [&str; 22] = [
     "stages",
     "start",
     "stop_reason",
+    "uncertainty",
     "version",
     "vmin",
 ];
@@ -209,7 +212,7 @@ const KEYS: [&str; 22] = [
 #[test]
 fn invert_writes_everything_and_resumes() {
     let bench = Bench::new();
-    let invert = "invert gather.npy --truth map.npy";
+    let invert = "invert gather.npy --truth map.npy --start gradient";
     let said = ends(&bench, &format!("{invert} -o run --max-evals 6"), 0);
     assert!(said.contains("engine: CPU") && said.contains("all 6 evaluations are spent"), "{said}");
     let run = bench.path("run");
@@ -229,7 +232,7 @@ fn invert_writes_everything_and_resumes() {
     assert!(ends(&bench, &format!("{invert} -o run"), 2).contains("--resume"));
     write_array(bench.path("other.npy"), smooth_map(150.0).view()).unwrap();
     ends(&bench, "forward other.npy -o other_gather.npy", 0);
-    let said = ends(&bench, "invert other_gather.npy -o run --resume --quiet", 2);
+    let said = ends(&bench, "invert other_gather.npy -o run --resume --quiet --start gradient", 2);
     assert!(said.contains("run: the checkpoint belongs to another gather"), "{said}");
     assert_eq!(log_without_times(&run), log);
     // a refused --force has taken nothing away
@@ -263,7 +266,7 @@ fn invert_writes_everything_and_resumes() {
 fn memory_limits_are_kept_and_change_nothing() {
     let bench = Bench::new();
     let run = |name: &str, options: &str| {
-        ends(&bench, &format!("invert gather.npy -o {name} --max-evals 3 {options}"), 0);
+        ends(&bench, &format!("invert gather.npy -o {name} --start gradient --max-evals 3 {options}"), 0);
         let dir = bench.path(name);
         (std::fs::read(dir.join("velocity.npy")).unwrap(), result(&dir)["peak_memory_bytes"].as_u64())
     };
@@ -282,19 +285,19 @@ fn two_processes_do_not_share_a_directory() {
     fs::create_dir(bench.path("held")).unwrap();
     let lock = fs::File::create(bench.path("held/.lock")).unwrap();
     lock.lock().unwrap();
-    assert!(ends(&bench, "invert gather.npy -o held --max-evals 1", 2).contains("another fwi is working there"));
+    assert!(ends(&bench, "invert gather.npy --start gradient -o held --max-evals 1", 2).contains("another fwi is working there"));
     lock.unlock().unwrap();
-    ends(&bench, "invert gather.npy -o held --max-evals 1", 0);
+    ends(&bench, "invert gather.npy --start gradient -o held --max-evals 1", 0);
     // the maps of others are not overwritten either
     fs::create_dir(bench.path("mine")).unwrap();
     fs::copy(&bench.map, bench.path("mine/velocity.npy")).unwrap();
-    ends(&bench, "invert gather.npy -o mine --max-evals 1", 2);
+    ends(&bench, "invert gather.npy --start gradient -o mine --max-evals 1", 2);
 }
 
 #[test]
 fn plot_draws_every_kind() {
     let bench = Bench::new();
-    ends(&bench, "invert gather.npy -o run --max-evals 3 --quiet", 0);
+    ends(&bench, "invert gather.npy --start gradient -o run --max-evals 3 --quiet", 0);
     let maps = ndarray::stack![ndarray::Axis(0), smooth_map(0.0), smooth_map(80.0)];
     write_array(bench.path("maps.h5"), maps.view()).unwrap();
     command(&bench, "plot map.npy gather.npy maps.h5 maps.h5:/data run/log.jsonl")
@@ -353,12 +356,12 @@ fn signals_save_and_resume_continues() {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
     let bench = Bench::new();
-    ends(&bench, "invert gather.npy -o whole --max-evals 30 --quiet", 0);
+    ends(&bench, "invert gather.npy --start gradient -o whole --max-evals 30 --quiet", 0);
     for (name, code) in [("INT", 130), ("TERM", 143)] {
         let dir = bench.path(name);
         let mut child = Command::new(cli_common::fwi())
             .current_dir(bench.path(""))
-            .args(["invert", "gather.npy", "-q", "-o", name])
+            .args(["invert", "gather.npy", "-q", "--start", "gradient", "-o", name])
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -379,7 +382,7 @@ fn signals_save_and_resume_continues() {
         let stopped = result(&dir);
         assert_eq!(stopped["stop_reason"], "stopped on request");
         if stopped["evaluations"].as_u64().unwrap() < 30 {
-            ends(&bench, &format!("invert gather.npy --resume --quiet --max-evals 30 -o {name}"), 0);
+            ends(&bench, &format!("invert gather.npy --start gradient --resume --quiet --max-evals 30 -o {name}"), 0);
             let same =
                 |file: &str| fs::read(dir.join(file)).unwrap() == fs::read(bench.path("whole").join(file)).unwrap();
             assert!(same("velocity.npy"), "{name}");

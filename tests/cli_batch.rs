@@ -62,7 +62,7 @@ fn three() -> Bench {
 #[test]
 fn a_batch_equals_single_inversions_and_resumes() {
     let bench = three();
-    let batch = "batch in --truth truth --max-evals 2 --in-flight 3";
+    let batch = "batch in --stages l2 --truth truth --max-evals 2 --in-flight 3";
     let said = ends(&bench, &format!("{batch} -o out"), 0);
     assert!(said.contains("gathers: 3; 3 at a time") && said.contains("3 of 3 gathers, "), "{said}");
     assert!(said.contains("busy") && said.contains("3 gathers, mean data rms"), "{said}");
@@ -123,7 +123,7 @@ fn a_bad_gather_is_recorded_and_the_others_go_on() {
     fs::write(bench.path("in/b.npy"), &bytes[..70_000]).unwrap();
     write_array(bench.path("in/d.npy"), Array3::<f32>::zeros((5, 1000, 70)).view()).unwrap();
     fs::copy(bench.path("gathers.npy"), bench.path("in/e.npy")).unwrap();
-    let said = ends(&bench, "batch in -o out --max-evals 1", 3);
+    let said = ends(&bench, "batch in --stages l2 -o out --max-evals 1", 3);
     assert!(said.contains("b: failed: ") && said.contains("5 gathers, 3 failed"), "{said}");
     let out = bench.path("out");
     let errors: Vec<String> = lines(&out).iter().map(|l| l["error"].as_str().unwrap_or("none").to_string()).collect();
@@ -135,12 +135,12 @@ fn a_bad_gather_is_recorded_and_the_others_go_on() {
     // mended, it succeeds; the others stay
     fs::write(bench.path("in/b.npy"), &bytes).unwrap();
     ["d.npy", "e.npy"].iter().for_each(|f| fs::remove_file(bench.path("in").join(f)).unwrap());
-    let said = ends(&bench, "batch in -o out --max-evals 1 --resume", 0);
+    let said = ends(&bench, "batch in --stages l2 -o out --max-evals 1 --resume", 0);
     assert!(said.contains("gathers: 3, 2 of them done before"), "{said}");
     assert!(fs::read(out.join("velocity/a.npy")).unwrap() == fs::read(out.join("velocity/b.npy")).unwrap());
     // a missing true map fails its gather
     fs::remove_file(bench.path("truth/c.npy")).unwrap();
-    let said = ends(&bench, "batch in -o other --truth truth --max-evals 1", 4);
+    let said = ends(&bench, "batch in --stages l2 -o other --truth truth --max-evals 1", 4);
     assert!(said.contains("c: failed: truth/c.npy: cannot read"), "{said}");
 }
 
@@ -158,7 +158,7 @@ fn what_is_wrong_is_said_before_anything_is_written() {
         ("batch in -o o --bounds 1500,20000", 2, "--bounds 1500,20000: unstable"),
         ("batch in/a.npy in/b.npy -o o --truth maps.npy", 3, "holds 3 velocity maps for 2 gathers"),
         ("batch in -o o --in-flight 0", 2, "--in-flight"),
-        ("batch in -o o --in-flight 4000 --max-memory 300M", 5, "lower --in-flight"),
+        ("batch in --stages l2 -o o --in-flight 4000 --max-memory 300M", 5, "lower --in-flight"),
         ("batch in -o o --max-memory 70M", 5, "raise --max-memory"),
         ("batch in -o o --resume --force", 2, "--force"),
         ("batch in -o gathers.npy", 2, "gathers.npy: is no directory"),
@@ -188,7 +188,7 @@ fn a_signal_keeps_what_is_done() {
     let bench = three();
     let gather = read_gather(bench.path("in/a.npy"), (5, 1000, 70), &Limits::default()).unwrap().mapv(|x| x as f32);
     (0..40).for_each(|i| write_array(bench.path("in").join(format!("x{i}.npy")), gather.view()).unwrap());
-    let mut child = fwi(&bench, "batch in -o out --max-evals 2 -q").stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = fwi(&bench, "batch in --stages l2 -o out --max-evals 2 -q").stderr(Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
     while fs::read_to_string(bench.path("out/results.jsonl")).map_or(0, |log| log.lines().count()) < 2 {
         assert!(begun.elapsed() < Duration::from_secs(60), "no result in a minute");
@@ -205,7 +205,7 @@ fn a_signal_keeps_what_is_done() {
     assert!((2..43).contains(&before.len()), "{}", before.len());
     assert!(before.iter().all(|l| l["error"].is_null() && l["evaluations"] == 2) && !out.join("summary.json").exists());
     (3..40).for_each(|i| fs::remove_file(bench.path("in").join(format!("x{i}.npy"))).unwrap());
-    ends(&bench, "batch in -o out --max-evals 2 -q --resume", 0);
+    ends(&bench, "batch in --stages l2 -o out --max-evals 2 -q --resume", 0);
     for id in ["a", "b", "c", "x0", "x1", "x2"] {
         assert!(ids(&out).iter().any(|i| i == id) && out.join(format!("velocity/{id}.npy")).exists(), "{id}");
     }

@@ -15,7 +15,7 @@ const EVALUATIONS: &str = "40";
 
 fn start(gather: &Path, dir: &Path) -> Child {
     Command::new(fwi())
-        .args(["invert", "--resume", "--quiet", "--max-evals", EVALUATIONS, "-o"])
+        .args(["invert", "--resume", "--quiet", "--max-evals", EVALUATIONS, "--start", "gradient", "-o"])
         .args([dir, gather])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -135,7 +135,7 @@ fn a_refused_write_is_an_error_and_resume_goes_on() {
         Command::new("sh")
             .args(["-c", "ulimit -f $0; exec \"$@\"", blocks])
             .arg(fwi())
-            .args(["invert", "--resume", "--quiet", "--max-evals", evaluations, "-o"])
+            .args(["invert", "--resume", "--quiet", "--max-evals", evaluations, "--start", "gradient", "-o"])
             .args([dir, &bench.gather])
             .output()
             .unwrap()

@@ -429,6 +429,8 @@ fn write_outputs(
         "vmin": outcome.model.vmin,
         "evaluations": outcome.evaluations,
         "iterations": outcome.iterations,
+        "normal_matrices": outcome.normal_matrices,
+        "curvature_seconds": outcome.curvature_seconds,
         "seconds": outcome.seconds,
         "peak_memory_bytes": peak_memory(),
         "stop_reason": outcome.stop.to_string(),

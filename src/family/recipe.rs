@@ -51,6 +51,11 @@ pub enum RecipeStart {
 /// The recipes in the library, by name.
 const EMBEDDED: &[(&str, &str)] = &[
     ("continuation", include_str!("../../recipes/continuation.toml")),
+    ("cottaar-flat", include_str!("../../recipes/cottaar-flat.toml")),
+    ("cottaar-rest", include_str!("../../recipes/cottaar-rest.toml")),
+    ("cottaar-style-a", include_str!("../../recipes/cottaar-style-a.toml")),
+    ("cottaar-style-b", include_str!("../../recipes/cottaar-style-b.toml")),
+    ("cottaar-two-velocity", include_str!("../../recipes/cottaar-two-velocity.toml")),
     ("flat", include_str!("../../recipes/flat.toml")),
     ("flat-skipped", include_str!("../../recipes/flat-skipped.toml")),
     ("layered", include_str!("../../recipes/layered.toml")),
@@ -174,7 +179,7 @@ mod tests {
             assert!(general, "no recipe for {group}");
         }
         assert!(CHOICES.iter().all(|row| Recipe::text(row.2).is_ok()), "{CHOICES:?}");
-        assert_eq!(Recipe::for_group(Group::Layered, Some(Family::CurveFaultB)), "faulted");
+        assert_eq!(Recipe::for_group(Group::Layered, Some(Family::CurveFaultB)), "layered");
         assert_eq!(Recipe::for_group(Group::Layered, Some(Family::CurveVelB)), Recipe::for_group(Group::Layered, None));
     }
 

@@ -1,4 +1,5 @@
-//! The inversion of one gather: stages of misfits, each minimised over all cells and `vmin` by L-BFGS.
+//! The inversion of one gather: stages, each minimised by L-BFGS or by Gauss-Newton steps ([`Newton`]), over all cells or
+//! over rows, flat patches or principal directions of them ([`Unknowns`]), and `vmin`.
 //!
 //! Bounds on the velocity (inclusive) enter by a change of variables, `vp = middle + half sin((u - middle) / half)`:
 //! it converged about as well as a clipped logistic without leaving cells stuck on a bound, and better than projected

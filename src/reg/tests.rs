@@ -277,7 +277,7 @@ fn bad_specs_are_refused() {
         (format!("{gp}sigma = 300.0\nlength = 6.0\nwhite = 1.0\nslope_sigma = -1.0"), "slope_sigma must lie between"),
         (
             format!("{gp}sigma = 300.0\nlength = 6.0\nwhite = 1.0"),
-            "needs a start map of 7 x 6 cells, there is one of 3 x 4",
+            "needs a mean map of 7 x 6 cells, there is one of 3 x 4",
         ),
     ];
     let other = Array2::from_elem((3, 4), 2000.0);
