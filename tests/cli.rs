@@ -285,7 +285,10 @@ fn two_processes_do_not_share_a_directory() {
     fs::create_dir(bench.path("held")).unwrap();
     let lock = fs::File::create(bench.path("held/.lock")).unwrap();
     lock.lock().unwrap();
-    assert!(ends(&bench, "invert gather.npy --start gradient -o held --max-evals 1", 2).contains("another fwi is working there"));
+    assert!(
+        ends(&bench, "invert gather.npy --start gradient -o held --max-evals 1", 2)
+            .contains("another fwi is working there")
+    );
     lock.unlock().unwrap();
     ends(&bench, "invert gather.npy --start gradient -o held --max-evals 1", 0);
     // the maps of others are not overwritten either

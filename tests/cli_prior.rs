@@ -201,11 +201,21 @@ fn a_batch_starts_from_a_prior() {
     let bench = Bench::new();
     let plain = fixture("plain");
     let mut batch = fwi();
-    batch.arg("batch").arg(&bench.gather).arg("-o").arg(bench.path("batch")).args(["--max-evals", "4", "--stages", "l2"]);
+    batch.arg("batch").arg(&bench.gather).arg("-o").arg(bench.path("batch")).args([
+        "--max-evals",
+        "4",
+        "--stages",
+        "l2",
+    ]);
     let (code, _, err) = run(batch.arg("--prior").arg(&plain));
     assert_eq!(code, 0, "{err}");
     let mut invert = fwi();
-    invert.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path("one")).args(["--max-evals", "4", "--stages", "l2"]);
+    invert.arg("invert").arg(&bench.gather).arg("-o").arg(bench.path("one")).args([
+        "--max-evals",
+        "4",
+        "--stages",
+        "l2",
+    ]);
     assert_eq!(run(invert.arg("--prior").arg(&plain)).0, 0);
     assert_eq!(map(&bench.path("batch/velocity/gather.npy")), map(&bench.path("one/velocity.npy")));
     assert!(err.contains(" MB for the prior"), "{err}");
