@@ -68,7 +68,7 @@ fn a_batch_equals_single_inversions_and_resumes() {
     assert!(said.contains("busy") && said.contains("3 gathers, mean data rms"), "{said}");
     let out = bench.path("out");
     assert_eq!(ids(&out), ["a", "b", "c"]);
-    ends(&bench, "invert in/b.npy -o single --truth truth/b.npy --max-evals 2 -q", 0);
+    ends(&bench, "invert in/b.npy -o single --stages l2 --truth truth/b.npy --max-evals 2 -q", 0);
     let map = |path: &str| fs::read(bench.path(path)).unwrap();
     assert!(map("out/velocity/b.npy") == map("single/velocity.npy"));
     let single: serde_json::Value = serde_json::from_slice(&map("single/result.json")).unwrap();
