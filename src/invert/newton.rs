@@ -54,6 +54,12 @@ fn inner() -> usize {
 
 /// Standard deviation of a step of `vmin`, m/s.
 pub(super) const VMIN_STEP: f64 = 50.0;
+/// How many times the noise asked for the data rms may be before steps at the rms itself come between.
+const FAR: f64 = 1.5;
+/// Steps between two noises, at most.
+const MOST_BETWEEN: usize = 5;
+/// Share of the data rms that a step between must leave at most for another to follow.
+const WORTH: f64 = 0.95;
 /// Shares of a step that are tried.
 const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
 /// What is added to the diagonal, as a share of its largest entry, until the matrix is positive definite.
@@ -114,7 +120,7 @@ impl<'i> Inversion<'i> {
     ) -> Result<Halt> {
         if state.step == 0 {
             state.begin = Some(state.entry.clone());
-            state.failed = 0;
+            (state.failed, state.between) = (0, 0);
         }
         let problem = Problem::new(self, stage, newton, state, clock)?;
         let limits = self.limits(stage);
@@ -135,13 +141,21 @@ impl<'i> Inversion<'i> {
             if let Some(halt) = limits.halt(&state.ledger, &clock) {
                 return Ok(halt);
             }
-            let noise = newton.noise[state.step];
-            match problem.step(state, noise, &limits, observer)? {
-                Ok(true) => state.failed = 0,
-                Ok(false) => state.failed += 1,
+            let (wanted, rms) = (newton.noise[state.step], state.entry.data_rms);
+            // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
+            let between = rms > FAR * wanted && state.between < MOST_BETWEEN;
+            let fell = match problem.step(state, if between { rms } else { wanted }, &limits, observer)? {
+                Ok(fell) => fell,
                 Err(halt) => return Ok(halt),
+            };
+            state.failed = if fell { 0 } else { state.failed + 1 };
+            if between && fell && state.entry.data_rms < WORTH * rms {
+                state.between += 1;
+            } else if between {
+                state.between = MOST_BETWEEN;
+            } else {
+                (state.step, state.between) = (state.step + 1, 0);
             }
-            state.step += 1;
             state.seconds = clock.seconds();
             observer.checkpoint(state)?;
         }
