@@ -26,7 +26,7 @@ pub struct StageCost {
 /// Trials of a Gauss-Newton step and the evaluation that it begins with.
 const TRIALS: u64 = 6;
 /// Evaluations of a rounding at most.
-const ROUNDINGS: u64 = 3;
+const ROUNDINGS: u64 = 4;
 
 impl Stage {
     /// What this stage takes on a survey with what computes its normal matrices. Errors when its regulariser makes no sense.

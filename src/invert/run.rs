@@ -229,6 +229,11 @@ impl<'a> Inversion<'a> {
         }
     }
 
+    /// The propagator of stages that are not refined.
+    pub(super) fn coarse(&self) -> &'a dyn Propagator {
+        self.propagator
+    }
+
     /// The propagator of a stage.
     pub(super) fn engine(&self, stage: &Stage) -> &'a dyn Propagator {
         self.fine.filter(|_| stage.refined).unwrap_or(self.propagator)
