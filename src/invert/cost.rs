@@ -58,12 +58,12 @@ impl Stage {
     }
 }
 
-/// Most bytes of a step: first the normal matrix and its copy with `vmin`, then that one, the regularisers' curvature over
-/// all cells, what becomes of it over the unknowns, and the factor.
+/// Most bytes of a step: first those of the normal matrix, then it, the regularisers' curvature (which is made over all
+/// cells), the sum of both and its factor, which the correction of a step keeps.
 fn bytes(newton: &Newton, n: u64, cells: u64, curvature: &Curvature) -> u64 {
     let dense = if newton.unknowns == Unknowns::Cells { 0 } else { 8 * cells * cells };
     let square = 8 * n * n;
-    curvature.bytes(n as usize).max(square + (square + dense).max(2 * square))
+    curvature.bytes(n as usize).max(4 * square).max(2 * square + dense)
 }
 
 /// Unknowns without `vmin`, at most.
