@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     for round in 0..rounds {
         let (double, single) = (rate::<f64>(par), rate::<f32>(par));
         println!("round {round}: products of order {LARGE}: {double:.1} GF/s in f64, {single:.1} GF/s in f32");
-        let (h, p) = curvature.normal_matrix(&model, &mask, &Columns::Cells { cells: nz * nx }, None)?;
+        let (h, p) = curvature.normal_matrix(&model, &mask, &Columns::Cells { cells: nz * nx }, None, None)?;
         report(&p, double);
         cholesky(&h, double, par);
         if round + 1 == rounds {

@@ -32,6 +32,11 @@ impl Model {
         self.vp.iter().copied().fold(f64::NEG_INFINITY, f64::max)
     }
 
+    /// The first of the slowest cells (z, x), and its velocity, m/s.
+    pub fn slowest(&self) -> ((usize, usize), f64) {
+        self.vp.indexed_iter().fold(((0, 0), f64::INFINITY), |best, (i, &v)| if v < best.1 { (i, v) } else { best })
+    }
+
     /// Number of unknowns: cells plus one for `vmin`.
     pub fn dim(&self) -> usize {
         self.vp.len() + 1

@@ -44,12 +44,24 @@ fn table(attempt: &Attempt, survey: &Survey, curvature: &Curvature) -> Result<()
     let stages = &attempt.settings.stages;
     let width = stages.iter().map(|s| s.name.chars().count()).max().unwrap_or(0).max(5);
     tell(format_args!(
-        "  {:width$}  {:>8}  {:>11}  {:>15}  {:>7}  what it does",
-        "stage", "unknowns", "evaluations", "normal matrices", "memory"
+        "  {:width$}  {:>8}  {:>11}  {:>15}  {:>8}  {:>7}  what it does",
+        "stage", "unknowns", "evaluations", "normal matrices", "products", "memory"
     ))?;
     for stage in stages {
-        let StageCost { evaluations, most_evaluations, normal_matrices, unknowns, bytes } =
-            stage.cost(survey, curvature)?;
+        let StageCost {
+            evaluations,
+            most_evaluations,
+            normal_matrices,
+            most_normal_matrices,
+            most_products,
+            unknowns,
+            bytes,
+        } = stage.cost(survey, curvature)?;
+        let matrices = match normal_matrices == most_normal_matrices {
+            true => normal_matrices.to_string(),
+            false => format!("{normal_matrices}..{most_normal_matrices}"),
+        };
+        let products = if most_products == 0 { "-".into() } else { format!("..{most_products}") };
         let evaluations = match (most_evaluations, &stage.newton) {
             (Some(most), Some(_)) => format!("{evaluations}..{most}"),
             (Some(most), None) => format!("..{most}"),
@@ -57,11 +69,11 @@ fn table(attempt: &Attempt, survey: &Survey, curvature: &Curvature) -> Result<()
         };
         let memory = if bytes == 0 { "-".into() } else { format!("{} MB", bytes >> 20) };
         tell(format_args!(
-            "  {:width$}  {unknowns:>8}  {evaluations:>11}  {normal_matrices:>15}  {memory:>7}  {}",
+            "  {:width$}  {unknowns:>8}  {evaluations:>11}  {matrices:>15}  {products:>8}  {memory:>7}  {}",
             stage.name,
             action(stage)
         ))?;
-        let indent = width + 57;
+        let indent = width + 67;
         for line in details(stage, survey)? {
             tell(format_args!("{:indent$}{line}", ""))?;
         }

@@ -26,6 +26,7 @@ mod traces;
 pub use columns::Columns;
 pub use gram::Symmetric;
 
+use crate::misfit::FilteredL2;
 use crate::wave::{CpuOptions, Propagator, build, cpu::schedule::Pool};
 use crate::{Error, Gather, Mask, Model, Position, Result, Survey};
 use fields::{Fields, Recorder, Region};
@@ -95,7 +96,8 @@ impl Curvature {
 
     /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
     /// units squared per unknown squared. `extra` is the derivative of the data with respect to one more unknown, the last
-    /// row and column, for what no cell stands for: `vmin`, by Born modelling. The bits do not depend on the threads. Errors
+    /// row and column, for what no cell stands for: `vmin`, by Born modelling. With a `filter`, it is that of the filtered
+    /// data, `J' F' F J`. The bits do not depend on the threads. Errors
     /// when the mask, the columns or `extra` do not fit the survey, or the model is unstable or undersampled.
     pub fn normal_matrix(
         &self,
@@ -103,6 +105,7 @@ impl Curvature {
         mask: &Mask,
         columns: &Columns,
         extra: Option<&Gather>,
+        filter: Option<&FilteredL2>,
     ) -> Result<(Symmetric, Parts)> {
         let begin = Instant::now();
         self.check(mask, columns)?;
@@ -115,7 +118,9 @@ impl Curvature {
         let parts = Mutex::new(Parts::default());
         let sources = self.sources(model, &parts)?;
         let (survey, timing, region) = (&self.survey, &self.timing, &self.region);
-        let rows = timing.rows(mask.nt, self.every);
+        let rows = timing.rows(mask.nt, self.every, filter, survey.dt);
+        let filtered = extra.zip(filter).map(|(e, f)| f.record(e, mask));
+        let extra = filtered.as_ref().or(extra);
         let traces = Traces { survey, timing, region, model, mask, columns, sources, rows, extra };
         let mut gram = Gram::new(columns.len() + extra.iter().count());
         let n = self.survey.receivers.len();
@@ -143,7 +148,7 @@ impl Curvature {
         let (cells, n) = ((survey.nz * survey.nx) as u64, unknowns as u64);
         let (shots, region) = (survey.sources.len() as u64, self.region.cells() as u64);
         let spectrum = 2 * self.timing.frequencies as u64;
-        let rows = self.timing.rows(survey.nt, self.every).count as u64;
+        let rows = self.timing.rows(survey.nt, self.every, None, survey.dt).count as u64;
         let fields = self.timing.steps.div_ceil(self.timing.level) as u64 * region * 4;
         let (down, across) = survey.padded_shape();
         // single-precision fields of a simulation, and one in double for the visitor

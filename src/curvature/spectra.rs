@@ -1,9 +1,12 @@
 //! Spectra of fields that are kept at every few steps.
 
 use super::fields::{Fields, Recorder, Region};
+use super::traces::sample;
 use crate::Survey;
+use crate::misfit::FilteredL2;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::Array2;
 use std::f64::consts::TAU;
 
 /// Half the kept levels' rate over the end of the wavelet's band.
@@ -25,6 +28,12 @@ const BAND: f64 = 5e-4;
 /// What wraps around in time is damped to this share.
 const WRAPPED: f64 = 3e-4;
 
+/// Low-passed traces hold hardly anything above so many corner frequencies: the amplitude there is 1/200.
+const PASSED: f64 = 2.0;
+
+/// Rows of low-passed traces lie apart at most so many times as far as others, so that the record's end still counts as it should.
+const SPREAD: f64 = 4.0;
+
 /// Period of the transforms, in lengths of the simulations.
 const PERIOD: f64 = 1.1;
 
@@ -39,6 +48,8 @@ pub struct Timing {
     pub level: usize,
     /// The pulse that stands for an impulse at a receiver.
     pub pulse: Vec<f64>,
+    /// The highest frequency, in cycles a step.
+    band: f64,
     /// Number of frequencies.
     pub frequencies: usize,
     /// (2 frequencies, levels) for sources and for receivers, row-major: cosines above minus sines, times the taper.
@@ -131,26 +142,41 @@ impl Timing {
             rotation,
             wavelet,
             pulse,
+            band: end,
             grid,
         }
     }
 
-    /// About one row every `every` of the first `nt` steps, each in the middle of those that it stands for.
-    pub fn rows(&self, nt: usize, every: f64) -> Rows {
+    /// About one row every `every` of the first `nt` steps, each in the middle of those that it stands for; fewer of
+    /// low-passed traces, in proportion to their band.
+    pub fn rows(&self, nt: usize, every: f64, filter: Option<&FilteredL2>, dt: f64) -> Rows {
+        let every = every * filter.map_or(1.0, |f| (self.band / (PASSED * f.corner() * dt)).clamp(1.0, SPREAD));
         let count = ((nt as f64 / every).ceil() as usize).clamp(1, nt.max(1));
         let weight = nt as f64 / count as f64;
         let mut inverse = Vec::with_capacity(count * 2 * self.frequencies);
-        for i in 0..count {
-            let t = middle(i, weight);
-            let factors = (0..self.frequencies).map(|k| {
-                let twice = if k == 0 { 1.0 } else { 2.0 } / self.grid.period;
-                let (c, d) = self.grid.factor(k, -t);
-                (twice * c, -twice * d)
-            });
-            let (cos, sin): (Vec<f64>, Vec<f64>) = factors.unzip();
-            inverse.extend(cos.iter().chain(&sin).map(|&x| x as f32));
+        match filter {
+            None => (0..count).for_each(|i| inverse.extend(self.factors(middle(i, weight)).iter().map(|&x| x as f32))),
+            Some(filter) => {
+                let samples: Vec<f64> = (0..nt).flat_map(|t| self.factors(t as f64)).collect();
+                let mut samples = Array2::from_shape_vec((nt, 2 * self.frequencies), samples).expect("row by row");
+                filter.apply(samples.view_mut());
+                let row = |i| samples.columns().into_iter().map(move |c| sample(&c, middle(i, weight)) as f32);
+                (0..count).for_each(|i| inverse.extend(row(i)));
+            }
         }
         Rows { count, weight, inverse }
+    }
+
+    /// What the real, then the imaginary parts of a spectrum count for at a time, in steps.
+    fn factors(&self, t: f64) -> Vec<f64> {
+        let factors = (0..self.frequencies).map(|k| {
+            let twice = if k == 0 { 1.0 } else { 2.0 } / self.grid.period;
+            let (c, d) = self.grid.factor(k, -t);
+            (twice * c, -twice * d)
+        });
+        let (mut cos, sin): (Vec<f64>, Vec<f64>) = factors.unzip();
+        cos.extend(sin);
+        cos
     }
 }
 

@@ -50,7 +50,7 @@ fn partial() -> Mask {
 }
 
 fn full(curvature: &Curvature, mask: &Mask) -> Symmetric {
-    curvature.normal_matrix(&model(), mask, &Columns::Cells { cells: CELLS }, None).unwrap().0
+    curvature.normal_matrix(&model(), mask, &Columns::Cells { cells: CELLS }, None, None).unwrap().0
 }
 
 /// Relative difference, in norm, of `H x` from `J' J x` by the exact operator.
@@ -118,7 +118,7 @@ fn bits_do_not_depend_on_threads() {
 fn assert_projected(columns: &Columns, basis: impl Fn(usize, usize) -> f64) {
     let curvature = curvature(2, 12.0);
     let h = full(&curvature, &partial());
-    let (projected, _) = curvature.normal_matrix(&model(), &partial(), columns, None).unwrap();
+    let (projected, _) = curvature.normal_matrix(&model(), &partial(), columns, None, None).unwrap();
     assert_eq!(projected.len(), columns.len());
     let cells = |k: usize| (0..CELLS).map(|c| basis(c, k)).collect::<Vec<f64>>();
     for k in 0..columns.len() {
@@ -140,7 +140,7 @@ fn groups_are_sums_of_cells() {
         let columns = Columns::Groups { of: of.clone(), groups };
         if size == 1 {
             let curvature = curvature(2, 12.0);
-            let (h, _) = curvature.normal_matrix(&model(), &all(), &columns, None).unwrap();
+            let (h, _) = curvature.normal_matrix(&model(), &all(), &columns, None, None).unwrap();
             let cells = full(&curvature, &all());
             let held = |i: usize| of[i].is_none();
             let entry = |i: usize, j: usize| if held(i) || held(j) { 0.0 } else { cells.lower[(i, j)] };
@@ -175,8 +175,9 @@ fn products_are_combinations_of_cells() {
 #[test]
 fn what_does_not_fit_the_survey_is_refused() {
     let c = curvature(1, 12.0);
-    let refused =
-        |mask: &Mask, columns: Columns| c.normal_matrix(&model(), mask, &columns, None).err().unwrap().to_string();
+    let refused = |mask: &Mask, columns: Columns| {
+        c.normal_matrix(&model(), mask, &columns, None, None).err().unwrap().to_string()
+    };
     assert!(refused(&Mask::all((3, 301, 5)), Columns::Cells { cells: CELLS }).contains("mask"));
     for columns in [
         Columns::Cells { cells: CELLS - 1 },
@@ -199,7 +200,7 @@ fn one_more_column_is_taken_along() {
     sponge.vmin = 1.0;
     let mut column = exact.born(std::slice::from_ref(&m), &[sponge]).unwrap().remove(0);
     let c = curvature(2, 10.0);
-    let (h, _) = c.normal_matrix(&m, &mask, &Columns::Cells { cells: CELLS }, Some(&column)).unwrap();
+    let (h, _) = c.normal_matrix(&m, &mask, &Columns::Cells { cells: CELLS }, Some(&column), None).unwrap();
     assert_eq!(h.len(), CELLS + 1);
     mask.apply(&mut column);
     let row = exact.adjoint(std::slice::from_ref(&m), std::slice::from_ref(&column)).unwrap().remove(0).vp;
@@ -215,7 +216,8 @@ fn one_more_column_is_taken_along() {
             &m,
             &mask,
             &Columns::Cells { cells: CELLS },
-            Some(&Gather::new(ndarray::Array3::zeros((1, 2, 3))))
+            Some(&Gather::new(ndarray::Array3::zeros((1, 2, 3)))),
+            None
         )
         .is_err()
     );

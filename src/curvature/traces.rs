@@ -123,7 +123,7 @@ impl Traces<'_> {
 }
 
 /// A trace between its samples: the cubic through the four around, for a wave is twenty samples long and more.
-fn sample(trace: &ArrayView1<f64>, t: f64) -> f64 {
+pub(super) fn sample(trace: &ArrayView1<f64>, t: f64) -> f64 {
     let last = trace.len() - 1;
     let at = (t.max(0.0) as usize).saturating_sub(1).min(last.saturating_sub(3));
     let nodes = at..=(at + 3).min(last);

@@ -1,6 +1,6 @@
 //! What a stage will take, known before it begins.
 
-use super::newton::Newton;
+use super::newton::{MOST_BETWEEN, Newton};
 use super::newton_space::Unknowns;
 use super::stage::Stage;
 use crate::curvature::{Curvature, CurvatureOptions};
@@ -15,8 +15,12 @@ pub struct StageCost {
     pub evaluations: u64,
     /// Evaluations at most, where there is a bound.
     pub most_evaluations: Option<u64>,
-    /// Normal matrices at most.
+    /// Normal matrices at least, unless the stage ends early.
     pub normal_matrices: u64,
+    /// Normal matrices at most.
+    pub most_normal_matrices: u64,
+    /// Products with the operator itself at most, each a Born modelling and an adjoint.
+    pub most_products: u64,
     /// Unknowns, `vmin` included; at most, where the map decides.
     pub unknowns: usize,
     /// Most bytes of normal matrices and their factors.
@@ -38,6 +42,8 @@ impl Stage {
                 evaluations: 1,
                 most_evaluations: self.max_evals.map(|n| n + rounding),
                 normal_matrices: 0,
+                most_normal_matrices: 0,
+                most_products: 0,
                 unknowns: match &self.lbfgs {
                     Some(q) => most_unknowns(q.unknowns, &q.regularisers, survey)? + 1,
                     None => cells + 1,
@@ -46,12 +52,17 @@ impl Stage {
             });
         };
         let steps = newton.noise.len() as u64;
+        let most_steps = steps * (1 + MOST_BETWEEN as u64);
+        // the correction begins with one of its own
+        let products = if newton.exact > 0 { newton.exact as u64 + 1 } else { 0 };
         let limit = self.max_evals.unwrap_or(u64::MAX);
         let unknowns = most_unknowns(newton.unknowns, &newton.regularisers, survey)? + 1;
         Ok(StageCost {
             evaluations: (2 * steps).min(limit),
-            most_evaluations: Some((TRIALS * steps).min(limit) + rounding),
+            most_evaluations: Some((TRIALS * most_steps).min(limit) + rounding),
             normal_matrices: steps,
+            most_normal_matrices: most_steps,
+            most_products: products * most_steps,
             unknowns,
             bytes: bytes(newton, unknowns as u64, cells as u64 + 1, curvature),
         })

@@ -65,7 +65,7 @@ impl Encoding {
             m.vp[(cell / self.shape.1, cell % self.shape.1)] = v;
         }
         if self.vmin == Vmin::Tied {
-            m.vmin = m.vp[slowest(&m.vp)];
+            m.vmin = m.slowest().1;
         }
         m
     }
@@ -75,7 +75,7 @@ impl Encoding {
         let (middle, half) = self.middle_and_half();
         let mut g = gradient.clone();
         if self.vmin == Vmin::Tied {
-            g.vp[slowest(&m.vp)] += g.vmin;
+            g.vp[m.slowest().0] += g.vmin;
             g.vmin = 0.0;
         }
         for &(cell, _) in &self.held {
@@ -86,11 +86,6 @@ impl Encoding {
         }
         g.to_vec().iter().zip(u).map(|(g, u)| g * ((u - middle) / half).cos()).collect()
     }
-}
-
-/// The first of the slowest cells.
-pub(super) fn slowest(vp: &Array2<f64>) -> (usize, usize) {
-    vp.indexed_iter().fold(((0, 0), f64::INFINITY), |best, (i, &v)| if v < best.1 { (i, v) } else { best }).0
 }
 
 /// The n x n matrix of Gaussian averages with standard deviation `sigma` cells, cut off at the ends.

@@ -4,7 +4,8 @@
 //! before, so that a resumed run goes on in the attempt that it was in and still knows them.
 
 use super::outcome::{AttemptSummary, Observer, Outcome, StopReason};
-use super::run::{Inversion, Settings};
+use super::run::Inversion;
+use super::settings::Settings;
 use super::start::Start;
 use super::state::{Finished, State};
 use crate::family::{Recipe, RecipeStart};

@@ -9,7 +9,7 @@
 //! with the whole normal matrix `J' J` ([`Curvature`]), the exact gradient `J' r`, and a few Newton steps on the majorised
 //! regularisers; then it goes as much of the way as lowers the true objective. A large noise `s` makes the first steps
 //! short and smooth: its lowering is the continuation that keeps an inversion out of other basins, as frequencies are for
-//! L-BFGS. `s` is an rms in the data's units; gathers of OpenFWI have 1e-5 of their own.
+//! L-BFGS. Low-passed data, `F r` and `F J`, continue in frequency besides. `s` is an rms in the data's units; gathers of OpenFWI have 1e-5 of their own.
 
 use super::newton_space::{Space, Unknowns};
 use super::objective::{Clock, EvaluationLimits, Halt, mean_absolute_error};
@@ -19,12 +19,10 @@ use super::stage::{Stage, Vmin};
 use super::state::{Best, State};
 use super::terms::Terms;
 use crate::curvature::Symmetric;
-use crate::misfit::L2;
+use crate::misfit::{FilteredL2, Misfit, MisfitSpec};
 use crate::reg::{Regulariser, RegulariserSpec};
 use crate::wave::Evaluation;
 use crate::{Error, Model, Observed, Result};
-use faer::linalg::solvers::{Llt, Solve};
-use faer::{Mat, Side};
 use serde::{Deserialize, Serialize};
 
 /// The Gauss-Newton part of a [`Stage`].
@@ -57,15 +55,11 @@ pub(super) const VMIN_STEP: f64 = 50.0;
 /// How many times the noise asked for the data rms may be before steps at the rms itself come between.
 const FAR: f64 = 1.5;
 /// Steps between two noises, at most.
-const MOST_BETWEEN: usize = 5;
+pub(super) const MOST_BETWEEN: usize = 5;
 /// Share of the data rms that a step between must leave at most for another to follow.
 const WORTH: f64 = 0.95;
 /// Shares of a step that are tried.
 const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
-/// What is added to the diagonal, as a share of its largest entry, until the matrix is positive definite.
-const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
-/// Mean change of an unknown, m/s, below which the inner steps have converged.
-const STILL: f64 = 0.02;
 /// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
 
@@ -89,21 +83,43 @@ impl Newton {
     }
 }
 
-/// The objective at a model.
-struct At {
-    model: Model,
-    cost: f64,
-    evaluation: Evaluation,
+/// A model with its misfit and its prior's negative logarithm.
+pub(super) struct At {
+    pub(super) model: Model,
+    pub(super) evaluation: Evaluation,
+    prior: f64,
+}
+
+impl At {
+    /// The objective under an assumed noise.
+    fn cost(&self, noise: f64) -> f64 {
+        let cost = self.evaluation.value / noise.powi(2) + self.prior;
+        if cost.is_nan() { f64::INFINITY } else { cost }
+    }
+}
+
+/// What a step did.
+struct Taken {
+    /// Whether it came between two noises.
+    between: bool,
+    /// Whether the objective fell.
+    fell: bool,
+    /// Rms of the residual, as the stage filters it, before and after.
+    from: f64,
+    to: f64,
 }
 
 /// What a stage is made of.
-struct Problem<'a, 'i> {
-    inversion: &'a Inversion<'i>,
-    stage: &'a Stage,
-    newton: &'a Newton,
-    data: Observed,
-    regularisers: Vec<Box<dyn Regulariser>>,
-    space: Space,
+pub(super) struct Problem<'a, 'i> {
+    pub(super) inversion: &'a Inversion<'i>,
+    pub(super) stage: &'a Stage,
+    pub(super) newton: &'a Newton,
+    pub(super) data: Observed,
+    misfit: Box<dyn Misfit + 'a>,
+    /// What the data pass before they are compared.
+    pub(super) filter: Option<FilteredL2>,
+    pub(super) regularisers: Vec<Box<dyn Regulariser>>,
+    pub(super) space: Space,
     index: usize,
     clock: Clock,
 }
@@ -130,28 +146,19 @@ impl<'i> Inversion<'i> {
         loop {
             let ended = self.newton_ended(state, stage);
             if state.step >= newton.noise.len() || ended.is_some() {
-                let undone = |begin: &mut Best| problem.guesses() && worse(&state.entry, begin);
-                if let Some(begin) = state.begin.take_if(undone) {
-                    state.entry = begin;
-                    state.ledger.best = Some(state.entry.clone());
-                    return Ok(Halt::Stage(StopReason::Undone));
-                }
                 return Ok(ended.unwrap_or(Halt::Stage(StopReason::Completed { steps: state.step as u64 })));
             }
             if let Some(halt) = limits.halt(&state.ledger, &clock) {
                 return Ok(halt);
             }
-            let (wanted, rms) = (newton.noise[state.step], state.entry.data_rms);
-            // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
-            let between = rms > FAR * wanted && state.between < MOST_BETWEEN;
-            let fell = match problem.step(state, if between { rms } else { wanted }, &limits, observer)? {
-                Ok(fell) => fell,
+            let taken = match problem.step(state, newton.noise[state.step], &limits, observer)? {
+                Ok(taken) => taken,
                 Err(halt) => return Ok(halt),
             };
-            state.failed = if fell { 0 } else { state.failed + 1 };
-            if between && fell && state.entry.data_rms < WORTH * rms {
+            state.failed = if taken.fell { 0 } else { state.failed + 1 };
+            if taken.between && taken.fell && taken.to < WORTH * taken.from {
                 state.between += 1;
-            } else if between {
+            } else if taken.between {
                 state.between = MOST_BETWEEN;
             } else {
                 (state.step, state.between) = (state.step + 1, 0);
@@ -187,9 +194,12 @@ impl<'i> Inversion<'i> {
     }
 }
 
-/// Whether flat patches fit the data less well than the map that they were found in.
-fn worse(now: &Best, begin: &Best) -> bool {
-    now.data_rms > FLAT_MAY_COST * begin.data_rms
+impl Stage {
+    /// Whether the stage took a map to be flat where the data say that it is not: what it began with fits them better.
+    pub(super) fn guessed_wrongly(&self, now: &Best, begin: &Best) -> bool {
+        let guesses = self.newton.as_ref().is_some_and(|n| matches!(n.unknowns, Unknowns::Patches { .. }));
+        guesses && self.until.is_none() && now.data_rms > FLAT_MAY_COST * begin.data_rms
+    }
 }
 
 impl<'a, 'i> Problem<'a, 'i> {
@@ -206,24 +216,34 @@ impl<'a, 'i> Problem<'a, 'i> {
         let space = terms.space(&newton.unknowns, &newton.regularisers)?;
         inversion.add_known(&mut regularisers, stage.vmin == Vmin::Tied)?;
         let data = inversion.data(stage);
-        Ok(Self { inversion, stage, newton, data, regularisers, space, index: state.stage, clock })
+        let misfit = inversion.misfit(stage)?;
+        let filter = match stage.misfit {
+            MisfitSpec::LowPass(corner) => Some(FilteredL2::new(corner, inversion.survey().dt)?),
+            _ => None,
+        };
+        Ok(Self { inversion, stage, newton, data, misfit, filter, regularisers, space, index: state.stage, clock })
     }
 
-    /// Whether the stage takes the map to be flat where it may not be.
-    fn guesses(&self) -> bool {
-        matches!(self.newton.unknowns, Unknowns::Patches { .. }) && self.stage.until.is_none()
+    /// Rms of the residual as the stage filters it.
+    fn rms(&self, at: &At) -> f64 {
+        (2.0 * at.evaluation.value / self.data.mask.samples() as f64).sqrt()
     }
 
-    /// One step from `state.entry`: whether the objective fell, or why nothing may be evaluated any more.
+    /// One step from `state.entry` towards a noise, or why nothing may be evaluated any more.
     fn step(
         &self,
         state: &mut State,
-        noise: f64,
+        wanted: f64,
         limits: &EvaluationLimits,
         observer: &mut dyn Observer,
-    ) -> Result<std::result::Result<bool, Halt>> {
-        let from = self.evaluate(&state.entry.model.clone(), noise, state)?;
-        if !from.cost.is_finite() {
+    ) -> Result<std::result::Result<Taken, Halt>> {
+        let from = self.evaluate(&state.entry.model.clone(), state)?;
+        let before = self.rms(&from);
+        // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
+        let between = self.filter.is_none() && before > FAR * wanted && state.between < MOST_BETWEEN;
+        let noise = if between { before } else { wanted };
+        let cost = from.cost(noise);
+        if !cost.is_finite() {
             return Err(Error::Numerical(format!(
                 "the first model of stage \"{}\" cannot be evaluated",
                 self.stage.name
@@ -239,8 +259,8 @@ impl<'a, 'i> Problem<'a, 'i> {
             if let Some(halt) = limits.halt(&state.ledger, &self.clock) {
                 return Ok(Err(halt));
             }
-            let trial = self.evaluate(&self.bounded(&from.model.plus(share, &change)), noise, state)?;
-            if trial.cost < from.cost {
+            let trial = self.evaluate(&self.bounded(&from.model.plus(share, &change)), state)?;
+            if trial.cost(noise) < cost {
                 taken = Some(trial);
                 break;
             }
@@ -249,7 +269,7 @@ impl<'a, 'i> Problem<'a, 'i> {
         let to = taken.unwrap_or(from);
         let largest = state.entry.model.vp.iter().zip(&to.model.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         let (misfit, data_rms) = (to.evaluation.value, to.evaluation.data_rms);
-        let score = data_rms;
+        let (score, after) = (data_rms, self.rms(&to));
         state.entry = Best { model: to.model, score, misfit, data_rms };
         state.ledger.best = Some(state.entry.clone());
         state.ledger.iterations += 1;
@@ -266,7 +286,7 @@ impl<'a, 'i> Problem<'a, 'i> {
             mae: self.inversion.truth_map().map(|t| mean_absolute_error(t, &state.entry.model)),
             seconds: self.clock.seconds(),
         });
-        Ok(Ok(fell))
+        Ok(Ok(Taken { between, fell, from: before, to: after }))
     }
 
     fn bounded(&self, m: &Model) -> Model {
@@ -275,13 +295,13 @@ impl<'a, 'i> Problem<'a, 'i> {
     }
 
     /// A model that the scheme cannot compute costs infinitely much.
-    fn evaluate(&self, model: &Model, noise: f64, state: &mut State) -> Result<At> {
+    fn evaluate(&self, model: &Model, state: &mut State) -> Result<At> {
         let one = std::slice::from_ref(model);
         let observed = std::slice::from_ref(&self.data);
         let engine = self.inversion.engine(self.stage);
         state.ledger.evaluations += 1;
         state.ledger.stage_evaluations += 1;
-        let evaluation = match engine.misfit_and_gradient(one, observed, &L2) {
+        let evaluation = match engine.misfit_and_gradient(one, observed, &*self.misfit) {
             Ok(mut e) => e.pop().ok_or_else(|| Error::Numerical("the propagator returned no evaluation".into()))?,
             Err(Error::Numerical(_)) => {
                 let gradient = Model::zeros(model.vp.dim());
@@ -289,140 +309,18 @@ impl<'a, 'i> Problem<'a, 'i> {
             }
             Err(error) => return Err(error),
         };
-        let prior: f64 = self.regularisers.iter().map(|r| r.value(model)).sum();
-        let cost = evaluation.value / noise.powi(2) + prior;
-        let cost = if cost.is_nan() { f64::INFINITY } else { cost };
-        Ok(At { model: model.clone(), cost, evaluation })
+        let prior = self.regularisers.iter().map(|r| r.value(model)).sum();
+        Ok(At { model: model.clone(), evaluation, prior })
     }
 
     /// `J' J` over the unknowns and `vmin`, the last row.
     fn normal_matrix(&self, model: &Model, state: &mut State) -> Result<Symmetric> {
         let begin = std::time::Instant::now();
         let (curvature, engine) = (self.inversion.curvature()?, self.inversion.engine(self.stage));
-        let h = self.space.normal_matrix(curvature, engine, model, &self.data.mask)?;
+        let h = self.space.normal_matrix(curvature, engine, model, &self.data.mask, self.filter.as_ref())?;
         state.ledger.normal_matrices += 1;
         state.ledger.stage_normal_matrices += 1;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
         Ok(h)
     }
-
-    /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
-    fn factor(&self, matrix: &mut Mat<f64>) -> Result<Llt<f64>> {
-        let n = matrix.ncols();
-        let largest = (0..n).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
-        for ridge in RIDGES {
-            (0..n).for_each(|i| matrix[(i, i)] += ridge * largest);
-            if let Ok(factor) = matrix.llt(Side::Lower) {
-                return Ok(factor);
-            }
-        }
-        let what = "the normal matrix is not positive definite; give the stage a regulariser";
-        Err(Error::Numerical(format!("stage \"{}\": {what}", self.stage.name)))
-    }
-
-    /// The unknowns' change that minimises the linearised data and the regularisers.
-    fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<Vec<f64>> {
-        let n = h.len();
-        let weight = noise.powi(-2);
-        let mut x = vec![0.0; n];
-        let mut last = None;
-        for _ in 0..self.newton.inner {
-            let prior = self.prior_curvature(from, &x);
-            let mut matrix = prior.lower.clone();
-            for j in 0..n {
-                let to = &mut matrix.col_as_slice_mut(j)[j..];
-                to.iter_mut().zip(&h.lower.col_as_slice(j)[j..]).for_each(|(m, h)| *m += h * weight);
-            }
-            let gradient = self.model_gradient(from, &x, &h.times(&x), weight);
-            let factor = self.factor(&mut matrix)?;
-            let step = preconditioned(&factor, &gradient);
-            let moved = step.iter().map(|s| s.abs()).sum::<f64>() / n as f64;
-            x.iter_mut().zip(&step).for_each(|(x, s)| *x -= s);
-            last = Some((prior, factor));
-            if moved < STILL {
-                break;
-            }
-        }
-        match last.filter(|_| self.newton.exact > 0) {
-            Some((prior, factor)) => self.correct(from, x, &prior, &factor, weight),
-            None => Ok(x),
-        }
-    }
-
-    /// The regularisers' curvature at a change of the unknowns, and what keeps `vmin` from running away.
-    fn prior_curvature(&self, from: &At, x: &[f64]) -> Symmetric {
-        let at = from.model.plus(1.0, &self.space.push(x));
-        let mut lower = self.space.curvature(&self.regularisers, &at);
-        let n = lower.ncols();
-        lower[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
-        Symmetric { lower }
-    }
-
-    /// The derivative of the linearised objective at a change `x`, with `hx = J' J x`.
-    fn model_gradient(&self, from: &At, x: &[f64], hx: &[f64], weight: f64) -> Vec<f64> {
-        let at = from.model.plus(1.0, &self.space.push(x));
-        let mut gradient = self.space.pull(&from.evaluation.gradient);
-        gradient.iter_mut().zip(hx).for_each(|(g, hx)| *g = (*g + hx) * weight);
-        if let (Some(g), Some(x)) = (gradient.last_mut(), x.last()) {
-            *g += x / VMIN_STEP.powi(2);
-        }
-        for r in &self.regularisers {
-            let prior = self.space.pull(&r.gradient(&at));
-            gradient.iter_mut().zip(prior).for_each(|(g, p)| *g += p);
-        }
-        gradient
-    }
-
-    /// `J' J x` by the operator itself.
-    fn exact_product(&self, model: &Model, x: &[f64]) -> Result<Vec<f64>> {
-        let engine = self.inversion.engine(self.stage);
-        let one = std::slice::from_ref(model);
-        let mut data = engine.born(one, &[self.space.push(x)])?.remove(0);
-        self.data.mask.apply(&mut data);
-        Ok(self.space.pull(&engine.adjoint(one, &[data])?.remove(0)))
-    }
-
-    /// Corrects a change for what is approximate in the normal matrix: conjugate gradients with the operator itself, the
-    /// factor their preconditioner.
-    fn correct(
-        &self,
-        from: &At,
-        mut x: Vec<f64>,
-        prior: &Symmetric,
-        factor: &Llt<f64>,
-        weight: f64,
-    ) -> Result<Vec<f64>> {
-        let hx = self.exact_product(&from.model, &x)?;
-        let mut residual = self.model_gradient(from, &x, &hx, weight);
-        residual.iter_mut().for_each(|r| *r = -*r);
-        let mut z = preconditioned(factor, &residual);
-        let mut direction = z.clone();
-        let mut rz = dot(&residual, &z);
-        for _ in 0..self.newton.exact {
-            let mut product = self.exact_product(&from.model, &direction)?;
-            product.iter_mut().zip(prior.times(&direction)).for_each(|(a, p)| *a = *a * weight + p);
-            let along = dot(&direction, &product);
-            if !(rz > 0.0 && along > 0.0) {
-                break;
-            }
-            let step = rz / along;
-            x.iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
-            residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= step * p);
-            z = preconditioned(factor, &residual);
-            let next = dot(&residual, &z);
-            direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + next / rz * *d);
-            rz = next;
-        }
-        Ok(x)
-    }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn preconditioned(factor: &Llt<f64>, x: &[f64]) -> Vec<f64> {
-    let mut y = Mat::from_fn(x.len(), 1, |i, _| x[i]);
-    factor.solve_in_place(y.as_mut());
-    y.col_as_slice(0).to_vec()
 }

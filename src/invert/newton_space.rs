@@ -1,6 +1,7 @@
 //! The spaces that Gauss-Newton steps are taken in: linear combinations of cells, and `vmin`.
 
 use crate::curvature::{Columns, Curvature, Symmetric};
+use crate::misfit::FilteredL2;
 use crate::param::{Patches, patches};
 use crate::reg::{Directions, Regulariser, RegulariserSpec};
 use crate::{Error, Mask, Model, Propagator, Result};
@@ -87,18 +88,19 @@ impl Space {
         }
     }
 
-    /// `J' J` at a model over the unknowns and `vmin`, the last row: that one by a Born modelling and its adjoint.
+    /// `J' J` at a model over the unknowns and `vmin`, the last row: that one by a Born modelling.
     pub fn normal_matrix(
         &self,
         curvature: &Curvature,
         engine: &dyn Propagator,
         model: &Model,
         mask: &Mask,
+        filter: Option<&FilteredL2>,
     ) -> Result<Symmetric> {
         let mut sponge = Model::zeros(model.vp.dim());
         sponge.vmin = 1.0;
         let by_vmin = engine.born(std::slice::from_ref(model), &[sponge])?.remove(0);
-        Ok(curvature.normal_matrix(model, mask, &self.columns(), Some(&by_vmin))?.0)
+        Ok(curvature.normal_matrix(model, mask, &self.columns(), Some(&by_vmin), filter)?.0)
     }
 
     /// Makes a model one of the space's where that is no matter of taste: flat patches are flat.

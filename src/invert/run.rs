@@ -1,67 +1,18 @@
-//! The driver: stages one after the other, argmin's solver one iteration at a time.
-//!
-//! argmin's executor owns its observers and its checkpoint for ever and loses both solver and problem on an error, so
-//! the solver is stepped by hand here: after every iteration the state is whole, borrowed by the caller, and saved.
+//! The driver: stages one after the other.
 
-use super::lbfgs::Iterate;
-use super::objective::{Clock, EvaluationLimits, Halt, Live, Objective, mean_absolute_error};
+use super::objective::{Clock, Halt, mean_absolute_error};
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
-use super::stage::{Stage, default_schedule};
+use super::settings::Settings;
+use super::stage::Stage;
 use super::start::{Start, source_velocities};
-use super::state::{At, Best, Finished, Ledger, State};
+use super::state::{Best, Finished, Ledger, State};
 use crate::curvature::{Curvature, CurvatureOptions};
 use crate::misfit::{Misfit, MisfitSpec};
 use crate::{Error, Model, Observed, Propagator, Result, Survey};
-use argmin::core::{Problem, Solver, State as _, TerminationReason, TerminationStatus};
 use ndarray::Array2;
-use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
-
-/// How to invert.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// Smallest and largest velocity, m/s, inclusive; for cells and `vmin` alike.
-    pub bounds: (f64, f64),
-    /// The stages, in order.
-    pub stages: Vec<Stage>,
-    /// Pairs that L-BFGS remembers.
-    pub memory: usize,
-    /// Largest change of a cell in a stage's first trial, m/s.
-    pub first_step: f64,
-    /// Power of the distance from the nearest row of sources or receivers that the optimiser's first guess at the
-    /// inverse Hessian grows with; 0 for a plain L-BFGS. With velocities as variables, from the blurred truth of the CurveFault_B pair, the misfit left
-    /// after 60 evaluations was 3.5e-3 of its first value with 0, 4.8e-4 with 1 and 3.0e-3 with 2.
-    pub depth_exponent: f64,
-    /// Holds the cells whose velocity the first sample gives exactly at that velocity (in stages without smoothing).
-    pub pin_sources: bool,
-    /// Evaluations in all, at most.
-    pub max_evals: Option<u64>,
-    /// Wall time in all, at most.
-    pub time_limit: Option<Duration>,
-    /// Ends everything when the data rms of an iterate falls to this, in the data's units.
-    pub target_rms: Option<f64>,
-}
-
-impl Default for Settings {
-    /// OpenFWI's bounds, the [default schedule](default_schedule), 50 pairs, 30 m/s, sources pinned, no limits.
-    fn default() -> Self {
-        Self {
-            bounds: (1500.0, 4500.0),
-            stages: default_schedule(),
-            memory: 50,
-            first_step: 30.0,
-            depth_exponent: 1.0,
-            pin_sources: true,
-            max_evals: None,
-            time_limit: None,
-            target_rms: None,
-        }
-    }
-}
+use std::time::Instant;
 
 /// The inversion of one gather.
 pub struct Inversion<'a> {
@@ -222,7 +173,8 @@ impl<'a> Inversion<'a> {
         Ok(self.curvature.get_or_init(|| made))
     }
 
-    fn misfit(&self, stage: &Stage) -> Result<Box<dyn Misfit + 'a>> {
+    /// The misfit of a stage.
+    pub(super) fn misfit(&self, stage: &Stage) -> Result<Box<dyn Misfit + 'a>> {
         match (stage.misfit, self.own) {
             (MisfitSpec::Own, Some(own)) => Ok(Box::new(own)),
             _ => Ok(stage.misfit.build(self.propagator.survey().dt)?),
@@ -316,12 +268,17 @@ impl<'a> Inversion<'a> {
                 Some(round) if Self::may_round(&halt) => Some(self.round(&mut state, &mut best, stage, round)?),
                 _ => None,
             };
-            let (stop, all) = match halt {
-                Halt::Stage(stop) => match stage.abandon_above.filter(|limit| best.data_rms > *limit) {
+            let guess = state.begin.take().filter(|b| rounded != Some(true) && stage.guessed_wrongly(&best, b));
+            let (stop, all) = match (halt, guess) {
+                (Halt::All(stop), _) => (stop, true),
+                (Halt::Stage(_), Some(begin)) => {
+                    best = begin;
+                    (StopReason::Undone, false)
+                }
+                (Halt::Stage(stop), None) => match stage.abandon_above.filter(|limit| best.data_rms > *limit) {
                     Some(limit) => (StopReason::Abandoned { rms: best.data_rms, limit }, true),
                     None => (stop, false),
                 },
-                Halt::All(stop) => (stop, true),
             };
             let next = self.settings.stages.get(state.stage + 1).filter(|next| next.continues(stage));
             let at = state.at.take();
@@ -347,7 +304,6 @@ impl<'a> Inversion<'a> {
             self.engine(stage).release();
             state.stage += 1;
             state.step = 0;
-            state.begin = None;
             state.entry = best;
             state.ledger.stage_evaluations = 0;
         }
@@ -384,163 +340,6 @@ impl<'a> Inversion<'a> {
             masked,
             attempts: vec![],
         }
-    }
-
-    fn run_stage(
-        &self,
-        state: &mut State,
-        carried: Option<At>,
-        clock: Clock,
-        observer: &mut dyn Observer,
-    ) -> Result<Halt> {
-        let stage = &self.settings.stages[state.stage];
-        if stage.lbfgs.is_some() && state.begin.is_none() {
-            state.begin = Some(state.entry.clone());
-        }
-        let objective = self.objective(state, stage, clock, observer)?;
-        let halt = self.iterate(state, carried, stage, &objective);
-        state.ledger = objective.live.into_inner().ledger;
-        halt
-    }
-
-    /// What a stage minimises.
-    pub(super) fn objective<'o>(
-        &'o self,
-        state: &State,
-        stage: &'o Stage,
-        clock: Clock,
-        observer: &'o mut dyn Observer,
-    ) -> Result<Objective<'o>> {
-        let s = &self.settings;
-        let scale = state.at.as_ref().map_or(1.0, |at| at.scale);
-        Ok(Objective {
-            propagator: self.engine(stage),
-            observed: self.data(stage),
-            truth: self.truth,
-            misfit: self.misfit(stage)?,
-            variables: self.variables(stage, state)?,
-            penalty: self.penalty(stage, state)?,
-            stage: state.stage,
-            stage_name: &stage.name,
-            by_rms: state.stage + 1 == s.stages.len() && stage.lbfgs.is_none(),
-            limits: EvaluationLimits {
-                cancel: self.cancel,
-                time: s.time_limit,
-                max_evals: s.max_evals,
-                stage_max_evals: stage.max_evals,
-            },
-            clock,
-            live: RefCell::new(Live::new(observer, state.ledger.clone(), scale)),
-        })
-    }
-
-    fn iterate(&self, state: &mut State, carried: Option<At>, stage: &Stage, objective: &Objective) -> Result<Halt> {
-        if state.at.is_none() {
-            match self.enter(state, carried, stage, objective)? {
-                Ok(at) => state.at = Some(at),
-                Err(halt) => return Ok(halt),
-            }
-            self.save(state, objective)?;
-        }
-        loop {
-            let now = state.at.as_mut().expect("entered above");
-            if let Some(halt) = self.ended(stage, now) {
-                return Ok(halt);
-            }
-            objective.begin_iteration(&now.x, now.cost, &now.gradient, now.data_rms);
-            let iterate = Iterate::new().param(now.x.clone()).gradient(now.gradient.clone()).cost(now.cost);
-            let mut problem = Problem::new(objective);
-            let mut next = match now.solver.next_iter(&mut problem, iterate) {
-                Ok((next, _)) => next,
-                Err(error) => {
-                    return match objective.live.borrow_mut().refusal()? {
-                        Some(halt) => Ok(halt),
-                        None => Err(Error::Numerical(format!("the optimiser failed: {error}"))),
-                    };
-                }
-            };
-            match next.get_termination_status() {
-                TerminationStatus::Terminated(TerminationReason::SolverConverged) => {
-                    return Ok(Halt::Stage(StopReason::Converged));
-                }
-                TerminationStatus::Terminated(reason) => {
-                    return Ok(Halt::Stage(StopReason::LineSearch { why: reason.text().into() }));
-                }
-                TerminationStatus::NotTerminated => {}
-            }
-            now.cost = next.get_cost();
-            now.gradient = next.take_gradient().expect("set by the solver");
-            now.x = next.take_param().expect("set by the solver");
-            now.history.push(now.cost);
-            let point = objective.point(&now.x).expect("evaluated by the line search");
-            now.data_rms = point.data_rms;
-            let mut live = objective.live.borrow_mut();
-            live.ledger.iterations += 1;
-            let progress = objective.progress(&point, &live.ledger);
-            live.observer.iteration(&progress);
-            drop(live);
-            self.save(state, objective)?;
-        }
-    }
-
-    /// Evaluates the stage's first model: where the stage before ended, in its own variables if this one continues it.
-    fn enter(
-        &self,
-        state: &State,
-        carried: Option<At>,
-        stage: &Stage,
-        objective: &Objective,
-    ) -> Result<std::result::Result<At, Halt>> {
-        let (solver, scale, x) = match carried {
-            Some(at) => (at.solver, Some(at.scale), at.x),
-            None => {
-                let variables = &objective.variables;
-                (self.solver(variables), None, variables.encode(&state.entry.model))
-            }
-        };
-        let Some(point) = objective.point(&x) else {
-            let halt = objective.live.borrow_mut().refusal()?;
-            return Ok(Err(halt.expect("a refusal has its reason")));
-        };
-        let mut live = objective.live.borrow_mut();
-        if !point.misfit.is_finite() {
-            let why = live.trouble().unwrap_or_else(|| "the misfit or its gradient is not finite".into());
-            return Err(Error::Numerical(format!(
-                "the first model of stage \"{}\" cannot be evaluated: {why}",
-                stage.name
-            )));
-        }
-        let scale = scale.unwrap_or(if point.misfit > 0.0 { 1.0 / point.misfit } else { 1.0 });
-        live.scale = scale;
-        let gradient = point.gradient.iter().map(|g| g * scale).collect();
-        let cost = point.misfit * scale;
-        let data_rms = point.data_rms;
-        Ok(Ok(At { solver, x, cost, gradient, scale, data_rms, history: vec![cost] }))
-    }
-
-    fn save(&self, state: &mut State, objective: &Objective) -> Result<()> {
-        let mut live = objective.live.borrow_mut();
-        state.ledger = live.ledger.clone();
-        state.seconds = objective.clock.seconds();
-        live.observer.checkpoint(state)
-    }
-
-    /// Whether the accepted iterates end the stage or everything.
-    fn ended(&self, stage: &Stage, at: &At) -> Option<Halt> {
-        let reached = |target: Option<f64>| {
-            target.filter(|t| at.data_rms <= *t).map(|target| StopReason::TargetReached { rms: at.data_rms, target })
-        };
-        if let Some(stop) = reached(self.settings.target_rms) {
-            return Some(Halt::All(stop));
-        }
-        if let Some(stop) = reached(stage.target_rms) {
-            return Some(Halt::Stage(stop));
-        }
-        let stall = stage.stall?;
-        let before = at.history[at.history.len().checked_sub(stall.window + 1)?];
-        let decrease = (before - at.cost) / before;
-        let stop = StopReason::Stalled { window: stall.window, decrease };
-        (decrease < stall.decrease).then_some(Halt::Stage(stop))
     }
 
     /// Checksum of all that decides the path of an inversion, limits left aside.

@@ -65,7 +65,7 @@ pub struct Stage {
     /// a recipe's fall-back comes sooner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abandon_above: Option<f64>,
-    /// Gauss-Newton steps in place of L-BFGS; its misfit is least squares.
+    /// Gauss-Newton steps in place of L-BFGS; its misfit is least squares, low-passed or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newton: Option<Newton>,
     /// Regularisers and other unknowns for L-BFGS.
@@ -138,8 +138,8 @@ impl Stage {
             self.misfit.build(dt)?;
         }
         if let Some(newton) = &self.newton {
-            if self.misfit != MisfitSpec::L2 || self.smoothing.is_some() {
-                return fail("Gauss-Newton takes neither a misfit besides l2 nor a smoothing".into());
+            if !matches!(self.misfit, MisfitSpec::L2 | MisfitSpec::LowPass(_)) || self.smoothing.is_some() {
+                return fail("Gauss-Newton takes neither a misfit besides l2 and lowpass:hz nor a smoothing".into());
             }
             newton.validate().or_else(|e| fail(e.to_string()))?;
         }

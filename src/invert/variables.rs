@@ -4,7 +4,7 @@
 //! or principal directions the variables are a change of the model that the stage began with, without bounds: a model that
 //! the scheme cannot compute costs infinitely much, and the line search stays on this side of it.
 
-use super::encoding::{Encoding, slowest};
+use super::encoding::Encoding;
 use super::lbfgs::Lbfgs;
 use super::newton_space::{Space, Unknowns};
 use super::run::Inversion;
@@ -84,7 +84,7 @@ impl Variables {
             Self::About { base, space, tied } => {
                 let mut m = base.plus(1.0, &space.push(u));
                 if *tied {
-                    m.vmin = m.vp[slowest(&m.vp)];
+                    m.vmin = m.slowest().1;
                 }
                 m
             }
@@ -98,7 +98,7 @@ impl Variables {
             Self::About { space, tied: false, .. } => space.pull(gradient),
             Self::About { space, .. } => {
                 let mut g = gradient.clone();
-                g.vp[slowest(&m.vp)] += std::mem::take(&mut g.vmin);
+                g.vp[m.slowest().0] += std::mem::take(&mut g.vmin);
                 space.pull(&g)
             }
         }

@@ -9,7 +9,7 @@
 
 use super::{Misfit, MisfitSpec, residual};
 use crate::gather::Mask;
-use crate::{Error, Result};
+use crate::{Error, Gather, Result};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 /// Half the sum of squared residuals below a corner frequency.
@@ -58,6 +58,16 @@ impl FilteredL2 {
     pub(crate) fn coefficients(&self) -> [f64; 6] {
         let [a, b] = self.sections.map(|s| [s.gain, s.a1, s.a2]);
         [a[0], a[1], a[2], b[0], b[1], b[2]]
+    }
+
+    /// A gather's samples that count, `F` applied to those traces of it that do; zero elsewhere.
+    pub fn record(&self, gather: &Gather, mask: &Mask) -> Gather {
+        let mut filtered = gather.clone();
+        mask.apply(&mut filtered);
+        for mut shot in filtered.data.outer_iter_mut() {
+            self.apply(shot.slice_mut(ndarray::s![..mask.nt, ..]));
+        }
+        filtered
     }
 
     /// Applies `F` in place along the rows (time) of `(time samples, receivers)`.

@@ -14,37 +14,29 @@ pub struct TieVmin {
     pub sigma: f64,
 }
 
-/// The slowest cell, counted row by row, and its velocity.
-fn slowest(m: &Model) -> (usize, f64) {
-    m.vp.iter().copied().enumerate().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, m.vmin))
-}
-
 impl Regulariser for TieVmin {
     fn describe(&self) -> String {
         format!("vmin tied to the slowest cell, standard deviation {} m/s", self.sigma)
     }
 
     fn value(&self, m: &Model) -> f64 {
-        0.5 * ((m.vmin - slowest(m).1) / self.sigma).powi(2)
+        0.5 * ((m.vmin - m.slowest().1) / self.sigma).powi(2)
     }
 
     fn gradient(&self, m: &Model) -> Model {
-        let (cell, v) = slowest(m);
+        let (cell, v) = m.slowest();
         let slope = (m.vmin - v) / self.sigma.powi(2);
         let mut g = Model::zeros(m.vp.dim());
         g.vmin = slope;
-        if let Some(g) = g.vp.iter_mut().nth(cell) {
-            *g = -slope;
-        }
+        g.vp[cell] = -slope;
         g
     }
 
     fn add_curvature(&self, m: &Model, mut to: MatMut<'_, f64>) {
-        let (cell, vmin, weight) = (slowest(m).0, m.vp.len(), self.sigma.powi(-2));
-        if cell < vmin {
-            to[(cell, cell)] += weight;
-            to[(vmin, cell)] -= weight;
-        }
+        let ((z, x), vmin, weight) = (m.slowest().0, m.vp.len(), self.sigma.powi(-2));
+        let cell = z * m.vp.ncols() + x;
+        to[(cell, cell)] += weight;
+        to[(vmin, cell)] -= weight;
         to[(vmin, vmin)] += weight;
     }
 }
