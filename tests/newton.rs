@@ -1,4 +1,5 @@
-//! Inversions by recipes on a small survey: the same bits whatever the threads and interruptions; fall-backs and limits.
+//! Inversions by recipes on a small survey: the same bits whatever the threads and interruptions; fall-backs and
+//! limits; and what they find.
 
 use fwi::family::{Recipe, RecipeStart};
 use fwi::invert::{
@@ -87,11 +88,15 @@ struct Bench {
 
 impl Bench {
     fn new(threads: usize) -> Self {
+        Self::of(truth(), small(), threads)
+    }
+
+    fn of(truth: Array2<f64>, survey: Survey, threads: usize) -> Self {
         let options =
             CpuOptions { precision: Precision::F64, fidelity: Some(Fidelity::Fast), threads, ..CpuOptions::default() };
-        let propagator = build(small(), &options).unwrap();
-        let gather = propagator.forward(&[Model::from_map(truth())]).unwrap().remove(0);
-        Self { propagator, observed: Observed::new(gather), truth: truth() }
+        let propagator = build(survey, &options).unwrap();
+        let gather = propagator.forward(&[Model::from_map(truth.clone())]).unwrap().remove(0);
+        Self { propagator, observed: Observed::new(gather), truth }
     }
 
     fn inversion<'b>(&'b self, threads: usize) -> impl Fn(&Settings) -> Result<Inversion<'b>> + 'b {
@@ -225,4 +230,57 @@ fn limits_span_all_attempts() {
     let others = [recipe(), attempts[1].clone()];
     let refused = resume_with_fallbacks(&others, "prior", state, &bench.inversion(2), &mut ()).unwrap_err();
     assert!(refused.to_string().contains("belongs to "), "{refused}");
+}
+
+/// Half a kilometre a second off at the start, falling with depth where it should rise, and a whole layer on a bound.
+#[test]
+fn layers_far_off_are_found_to_the_metre() {
+    const FLAT: &str = r#"
+name = "far"
+about = "A test's"
+
+[[stage]]
+name = "below 6 Hz"
+misfit = "lowpass:6"
+[stage.newton]
+noise = [1, 0.1, 0.01]
+unknowns = "rows"
+regularisers = [{ kind = "tv", scale = 2000, epsilon = 20, across = 0 }]
+
+[[stage]]
+name = "below 15 Hz"
+misfit = "lowpass:15"
+[stage.newton]
+noise = [0.3, 0.03, 0.01]
+unknowns = "rows"
+regularisers = [{ kind = "tv", scale = 2000, epsilon = 20, across = 0 }]
+
+[[stage]]
+name = "rows"
+[stage.newton]
+noise = [0.1, 0.03, 0.003, 0.003]
+unknowns = "rows"
+regularisers = [{ kind = "tv", scale = 2000, epsilon = 2, across = 0 }]
+
+[[stage]]
+name = "layers"
+vmin = "tied"
+round = { spacing = 1, step = 8, min_area = 20, accept = 2e-5 }
+[stage.newton]
+noise = [1e-3, 1e-4]
+unknowns = { patches = { step = 8, min_area = 20 } }
+regularisers = [{ kind = "tv", scale = 2000, epsilon = 1, across = 0 }]
+"#;
+    let truth = Array2::from_shape_fn((24, 20), |(z, _)| match z {
+        0..8 => 2103.0,
+        8..14 => 1500.0,
+        _ => 2917.0,
+    });
+    let bench = Bench::of(truth, Survey { wavelet: survey::ricker(15.0, 1e-3), ..small() }, 2);
+    let start = Array2::from_shape_fn((24, 20), |(z, _)| 3000.0 - 40.0 * z as f64);
+    let first = FirstStart { start: Start::Map(start), name: "prior".into(), confidence: None };
+    let attempt = Attempt::new(Recipe::parse(FLAT, 1e-3).unwrap(), &Settings::default());
+    let found = invert_with_fallbacks(&[attempt], &first, &bench.inversion(2), &mut ()).unwrap();
+    found.stages.iter().for_each(|s| println!("{}: rms {:.2e}, {:?}, {}", s.name, s.data_rms, s.rounded, s.stop));
+    assert_eq!(found.mae, Some(0.0));
 }

@@ -1,14 +1,21 @@
 //! Sums `A' A` over panels of rows, in f64, tile by tile.
+//!
+//! Waves take their time to what lies deep: the rows of a panel come in the order of time, and a tile of columns is taken to
+//! be zero, as it is but for rounding, up to the first row in which it sounds. That leaves out about a third of the products.
 
 use super::traces::Panel;
 use crate::wave::cpu::schedule::Pool;
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular};
 use faer::{Accum, Mat, MatRef, Par};
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// Columns of a tile: there is work for many threads; sizes from 256 to 1225 run at the same rate, that of large products.
 const TILE: usize = 448;
+
+/// Share of a tile's largest entry in a panel below which it does not sound yet.
+const SILENT: f64 = 5e-4;
 
 /// A symmetric matrix: its lower triangle counts.
 #[derive(Clone, Debug)]
@@ -57,28 +64,38 @@ impl Symmetric {
 
 /// Bytes of a sum of order `n` as it grows.
 pub fn bytes(n: usize) -> u64 {
-    let count = n.div_ceil(TILE) as u64;
+    // one more column at most has a tile of its own
+    let count = n.div_ceil(TILE) as u64 + 1;
     let tile = TILE.min(n) as u64;
     8 * (count * (count + 1) / 2) * tile * tile
+}
+
+/// The first row of a panel in which any of the columns sounds.
+fn first_sounding(rows: &[f64], n: usize, columns: &Range<usize>) -> usize {
+    let peak = |row: &[f64]| row[columns.clone()].iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let peaks: Vec<f64> = rows.chunks_exact(n).map(peak).collect();
+    let largest = peaks.iter().copied().fold(0.0, f64::max);
+    peaks.iter().position(|&p| p > SILENT * largest).unwrap_or(peaks.len())
 }
 
 /// The sum as it grows.
 pub struct Gram {
     n: usize,
+    columns: Vec<Range<usize>>,
     /// Tiles (i, j) of the lower triangle, j <= i, row by row.
     tiles: Vec<(usize, usize, Mutex<Mat<f64>>)>,
 }
 
 impl Gram {
-    /// Nothing yet, of order `n`.
-    pub fn new(n: usize) -> Self {
-        let count = n.div_ceil(TILE);
-        let size = |i: usize| TILE.min(n - i * TILE);
-        let tiles = (0..count)
+    /// Nothing yet, of order `n` and one more if there is an `extra` column, which may sound when no other does.
+    pub fn new(n: usize, extra: bool) -> Self {
+        let mut columns: Vec<_> = (0..n).step_by(TILE).map(|first| first..n.min(first + TILE)).collect();
+        columns.extend(extra.then(|| n..n + 1));
+        let tiles = (0..columns.len())
             .flat_map(|i| (0..=i).map(move |j| (i, j)))
-            .map(|(i, j)| (i, j, Mutex::new(Mat::zeros(size(i), size(j)))))
+            .map(|(i, j)| (i, j, Mutex::new(Mat::zeros(columns[i].len(), columns[j].len()))))
             .collect();
-        Self { n, tiles }
+        Self { n: n + usize::from(extra), columns, tiles }
     }
 
     /// Adds the squares of panels, one after the other, so that neither their number in a call nor the threads matter; the
@@ -87,15 +104,24 @@ impl Gram {
         if self.n == 0 {
             return 0.0;
         }
-        let of = |p: &Panel| p.values.len() / self.n;
-        pool.map(self.tiles.len(), |t| {
+        let first: Vec<Vec<usize>> = pool
+            .map(panels.len(), |p| self.columns.iter().map(|c| first_sounding(&panels[p].values, self.n, c)).collect());
+        let flops = pool.map(self.tiles.len(), |t| {
+            let mut flops = 0.0;
             let (i, j, tile) = &self.tiles[t];
             let mut tile = tile.lock().unwrap_or_else(|e| e.into_inner());
             let (h, w) = (tile.nrows(), tile.ncols());
-            for panel in panels.iter().filter(|p| !p.values.is_empty()) {
+            for (panel, first) in panels.iter().zip(&first) {
                 use BlockStructure::{Rectangular, TriangularLower};
-                let a = MatRef::from_row_major_slice(&panel.values, of(panel), self.n);
-                let (left, right) = (a.subcols(i * TILE, h).transpose(), a.subcols(j * TILE, w));
+                let sounding = &panel.values[first[*i].max(first[*j]) * self.n..];
+                if sounding.is_empty() {
+                    continue;
+                }
+                let count = sounding.len() / self.n;
+                flops += (if i == j { 1.0 } else { 2.0 }) * (h * w * count) as f64;
+                let a = MatRef::from_row_major_slice(sounding, count, self.n);
+                let columns = |k: usize, width| a.subcols(self.columns[k].start, width);
+                let (left, right) = (columns(*i, h).transpose(), columns(*j, w));
                 let to = tile.as_mut();
                 if i == j {
                     triangular(to, TriangularLower, Accum::Add, left, Rectangular, right, Rectangular, 1.0, Par::Seq);
@@ -103,8 +129,9 @@ impl Gram {
                     matmul(to, Accum::Add, left, right, 1.0, Par::Seq);
                 }
             }
+            flops
         });
-        panels.iter().map(of).sum::<usize>() as f64 * (self.n as f64).powi(2)
+        flops.iter().sum()
     }
 
     /// The sum.
@@ -112,7 +139,8 @@ impl Gram {
         let mut lower = Mat::zeros(self.n, self.n);
         for (i, j, tile) in self.tiles {
             let tile = tile.into_inner().unwrap_or_else(|e| e.into_inner());
-            lower.as_mut().submatrix_mut(i * TILE, j * TILE, tile.nrows(), tile.ncols()).copy_from(&tile);
+            let (row, column) = (self.columns[i].start, self.columns[j].start);
+            lower.as_mut().submatrix_mut(row, column, tile.nrows(), tile.ncols()).copy_from(&tile);
         }
         Symmetric { lower }
     }

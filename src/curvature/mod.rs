@@ -122,7 +122,7 @@ impl Curvature {
         let filtered = extra.zip(filter).map(|(e, f)| f.record(e, mask));
         let extra = filtered.as_ref().or(extra);
         let traces = Traces { survey, timing, region, model, mask, columns, sources, rows, extra };
-        let mut gram = Gram::new(columns.len() + extra.iter().count());
+        let mut gram = Gram::new(columns.len(), extra.is_some());
         let n = self.survey.receivers.len();
         let chunk = 4 * self.pool.threads();
         for first in (0..n).step_by(chunk) {

@@ -53,18 +53,17 @@ fn full(curvature: &Curvature, mask: &Mask) -> Symmetric {
     curvature.normal_matrix(&model(), mask, &Columns::Cells { cells: CELLS }, None, None).unwrap().0
 }
 
-/// Relative difference, in norm, of `H x` from `J' J x` by the exact operator.
-fn deviation(h: &Symmetric, mask: &Mask, direction: Array2<f64>) -> f64 {
+/// Relative difference, in norm, of `H x` from `J' J x` by the exact operator, or from `J' F' F J x`.
+fn deviation(h: &Symmetric, mask: &Mask, direction: Array2<f64>, filter: Option<&FilteredL2>) -> f64 {
     let options = CpuOptions { precision: crate::wave::Precision::F64, ..CpuOptions::default() };
     assert_eq!(options.precision.fidelity(), Fidelity::Exact);
     let exact = build(survey(), &options).unwrap();
     let models = [model()];
     let x: Vec<f64> = direction.iter().copied().collect();
     let mut data: Gather = exact.born(&models, &[Model { vp: direction, vmin: 0.0 }]).unwrap().remove(0);
-    for ((shot, it, r), d) in data.data.indexed_iter_mut() {
-        if it >= mask.nt || !mask.live[[shot, r]] {
-            *d = 0.0;
-        }
+    mask.apply(&mut data);
+    if let Some(filter) = filter {
+        data = filter.record(&filter.record(&data, mask), mask);
     }
     let back = exact.adjoint(&models, &[data]).unwrap().remove(0);
     relative(&h.times(&x), back.vp.as_slice().unwrap())
@@ -86,10 +85,28 @@ fn products_with_directions_are_those_of_the_exact_operator() {
     for mask in [all(), partial()] {
         let h = full(&curvature(2, 4.0), &mask);
         for (i, direction) in kinds().into_iter().enumerate() {
-            let e = deviation(&h, &mask, direction);
+            let e = deviation(&h, &mask, direction, None);
             // the last cell is reached when hardly any row is left, and its curvature is least
             let tolerance = if i == 3 { 7e-2 } else { 1e-3 };
             assert!(e < tolerance, "direction {i}: {e:e}");
+        }
+    }
+}
+
+#[test]
+fn low_passed_data_have_the_curvature_of_the_exact_operator() {
+    for corner in [6.0, 20.0] {
+        let filter = FilteredL2::new(corner, survey().dt).unwrap();
+        for mask in [all(), partial()] {
+            let cells = Columns::Cells { cells: CELLS };
+            let (h, _) = curvature(2, 4.0).normal_matrix(&model(), &mask, &cells, None, Some(&filter)).unwrap();
+            let whole = full(&curvature(2, 4.0), &mask);
+            for (i, direction) in [pattern(0.3), pattern(0.77), Array2::ones(SHAPE)].into_iter().enumerate() {
+                let e = deviation(&h, &mask, direction.clone(), Some(&filter));
+                assert!(e < 2e-2, "{corner} Hz, direction {i}: {e:e}");
+                let unfiltered = deviation(&whole, &mask, direction, Some(&filter));
+                assert!(unfiltered > 10.0 * e, "{corner} Hz, direction {i}: the filter hardly matters: {unfiltered:e}");
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::{ArrayView1, s};
 
-/// Some rows of the Jacobian over the columns, one after the other.
+/// Some rows of the Jacobian over the columns, one after the other, in the order of their times.
 pub struct Panel {
     /// The rows.
     pub values: Vec<f64>,
@@ -56,20 +56,20 @@ impl Traces<'_> {
                 self.own_term(&block, shot, product);
             }
         }
-        let mut values = vec![];
-        let mut rows = vec![];
+        let width = self.columns.len() + self.extra.iter().count();
+        let (mut values, mut rows, mut order) = (vec![], vec![], vec![]);
         for (product, &shot) in products.chunks_exact_mut(size).zip(&live) {
             product.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&scale).for_each(|(x, s)| *x *= s));
             rows.clear();
             self.append(product, &mut rows);
-            let width = self.columns.len();
-            let silent = self.rows.count - rows.len() / width.max(1);
-            for (i, row) in rows.chunks_exact(width.max(1)).enumerate() {
+            let silent = self.rows.count - rows.len() / self.columns.len().max(1);
+            for (i, row) in rows.chunks_exact(self.columns.len().max(1)).enumerate() {
+                order.push(silent + i);
                 values.extend(row.iter().map(|&x| f64::from(x)));
                 values.extend(self.extra.map(|e| sample(&e.data.slice(s![shot, .., r]), self.rows.time(silent + i))));
             }
         }
-        Panel { values }
+        Panel { values: in_order(&values, width, &order) }
     }
 
     /// Appends a trace's rows from the products' spectra over the cells. Both steps, to the unknowns and to time, are
@@ -120,6 +120,13 @@ impl Traces<'_> {
             out[(timing.frequencies + k) * n + p.z * survey.nx + p.x] += (a * d + b * c) as f32;
         }
     }
+}
+
+/// Rows in the order of their keys.
+fn in_order(rows: &[f64], width: usize, keys: &[usize]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..keys.len()).collect();
+    order.sort_by_key(|&i| keys[i]);
+    order.iter().flat_map(|&i| &rows[i * width..][..width]).copied().collect()
 }
 
 /// A trace between its samples: the cubic through the four around, for a wave is twenty samples long and more.

@@ -11,6 +11,20 @@ const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
 /// Mean change of an unknown, m/s, below which the inner steps have converged.
 const STILL: f64 = 0.02;
 
+/// Times that a step is solved for again with the unknowns that left the bounds held at them.
+const HOLDS: usize = 3;
+/// How much stiffer than the data an unknown is held.
+const STIFF: f64 = 1e4;
+
+/// An unknown that is held: maps of real families have whole areas at a bound, and cutting a step off there would leave the
+/// others with a change that was meant to go with it.
+struct Held {
+    unknown: usize,
+    /// The change that takes it to the bound.
+    change: f64,
+    weight: f64,
+}
+
 impl Problem<'_, '_> {
     /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
     fn factor(&self, matrix: &mut Mat<f64>) -> Result<Llt<f64>> {
@@ -28,50 +42,91 @@ impl Problem<'_, '_> {
 
     /// The unknowns' change that minimises the linearised data and the regularisers.
     pub(super) fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<Vec<f64>> {
-        let n = h.len();
         let weight = noise.powi(-2);
-        let mut x = vec![0.0; n];
-        let mut last = None;
-        for _ in 0..self.newton.inner {
-            let prior = self.prior_curvature(from, &x);
+        let mut x = vec![0.0; h.len()];
+        let mut held = vec![];
+        let (mut prior, mut factor) = self.minimise(from, &mut x, h, weight, &held)?;
+        for _ in 0..HOLDS {
+            let beyond = self.beyond(from, &x, h, weight, &held);
+            if beyond.is_empty() {
+                break;
+            }
+            held.extend(beyond);
+            (prior, factor) = self.minimise(from, &mut x, h, weight, &held)?;
+        }
+        match self.newton.exact {
+            0 => Ok(x),
+            _ => self.correct(from, x, (&prior, &factor), weight, &held),
+        }
+    }
+
+    /// The unknowns not yet held that a change takes out of the bounds.
+    fn beyond(&self, from: &At, x: &[f64], h: &Symmetric, weight: f64, held: &[Held]) -> Vec<Held> {
+        let (low, high) = self.inversion.settings().bounds;
+        let Some(velocities) = self.space.velocities(&from.model) else { return vec![] };
+        let leaves = |(unknown, v): (usize, &f64)| {
+            let change = (v + x[unknown]).clamp(low, high) - v;
+            let weight = STIFF * (1.0 + weight * h.lower[(unknown, unknown)]);
+            ((change - x[unknown]).abs() > STILL).then_some(Held { unknown, change, weight })
+        };
+        let known = |unknown| held.iter().any(|k| k.unknown == unknown);
+        velocities.iter().enumerate().filter_map(leaves).filter(|k| !known(k.unknown)).collect()
+    }
+
+    /// Moves a change of the unknowns to the minimum, by Newton steps on the majorised regularisers; the last one's curvature
+    /// without the data's, and the factor of both.
+    fn minimise(
+        &self,
+        from: &At,
+        x: &mut [f64],
+        h: &Symmetric,
+        weight: f64,
+        held: &[Held],
+    ) -> Result<(Symmetric, Llt<f64>)> {
+        let n = h.len();
+        let mut step_of = || -> Result<(Symmetric, Llt<f64>, f64)> {
+            let prior = self.prior_curvature(from, x, held);
             let mut matrix = prior.lower.clone();
             for j in 0..n {
                 let to = &mut matrix.col_as_slice_mut(j)[j..];
                 to.iter_mut().zip(&h.lower.col_as_slice(j)[j..]).for_each(|(m, h)| *m += h * weight);
             }
-            let gradient = self.model_gradient(from, &x, &h.times(&x), weight);
+            let gradient = self.model_gradient(from, x, &h.times(x), weight, held);
             let factor = self.factor(&mut matrix)?;
             let step = preconditioned(&factor, &gradient);
             let moved = step.iter().map(|s| s.abs()).sum::<f64>() / n as f64;
             x.iter_mut().zip(&step).for_each(|(x, s)| *x -= s);
-            last = Some((prior, factor));
-            if moved < STILL {
+            Ok((prior, factor, moved))
+        };
+        let mut last = step_of()?;
+        for _ in 1..self.newton.inner {
+            if last.2 < STILL {
                 break;
             }
+            last = step_of()?;
         }
-        match last.filter(|_| self.newton.exact > 0) {
-            Some((prior, factor)) => self.correct(from, x, &prior, &factor, weight),
-            None => Ok(x),
-        }
+        Ok((last.0, last.1))
     }
 
     /// The regularisers' curvature at a change of the unknowns, and what keeps `vmin` from running away.
-    fn prior_curvature(&self, from: &At, x: &[f64]) -> Symmetric {
+    fn prior_curvature(&self, from: &At, x: &[f64], held: &[Held]) -> Symmetric {
         let at = from.model.plus(1.0, &self.space.push(x));
         let mut lower = self.space.curvature(&self.regularisers, &at);
         let n = lower.ncols();
         lower[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
+        held.iter().for_each(|k| lower[(k.unknown, k.unknown)] += k.weight);
         Symmetric { lower }
     }
 
     /// The derivative of the linearised objective at a change `x`, with `hx = J' J x`.
-    fn model_gradient(&self, from: &At, x: &[f64], hx: &[f64], weight: f64) -> Vec<f64> {
+    fn model_gradient(&self, from: &At, x: &[f64], hx: &[f64], weight: f64, held: &[Held]) -> Vec<f64> {
         let at = from.model.plus(1.0, &self.space.push(x));
         let mut gradient = self.space.pull(&from.evaluation.gradient);
         gradient.iter_mut().zip(hx).for_each(|(g, hx)| *g = (*g + hx) * weight);
         if let (Some(g), Some(x)) = (gradient.last_mut(), x.last()) {
             *g += x / VMIN_STEP.powi(2);
         }
+        held.iter().for_each(|k| gradient[k.unknown] += k.weight * (x[k.unknown] - k.change));
         for r in &self.regularisers {
             let prior = self.space.pull(&r.gradient(&at));
             gradient.iter_mut().zip(prior).for_each(|(g, p)| *g += p);
@@ -97,12 +152,12 @@ impl Problem<'_, '_> {
         &self,
         from: &At,
         mut x: Vec<f64>,
-        prior: &Symmetric,
-        factor: &Llt<f64>,
+        (prior, factor): (&Symmetric, &Llt<f64>),
         weight: f64,
+        held: &[Held],
     ) -> Result<Vec<f64>> {
         let hx = self.exact_product(&from.model, &x)?;
-        let mut residual = self.model_gradient(from, &x, &hx, weight);
+        let mut residual = self.model_gradient(from, &x, &hx, weight, held);
         residual.iter_mut().for_each(|r| *r = -*r);
         let mut z = preconditioned(factor, &residual);
         let mut direction = z.clone();

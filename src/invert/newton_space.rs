@@ -110,6 +110,15 @@ impl Space {
         }
     }
 
+    /// The velocities that the unknowns but `vmin` stand for, m/s, where each stands for one.
+    pub fn velocities(&self, m: &Model) -> Option<Vec<f64>> {
+        match self {
+            Self::Cells(_) => Some(m.vp.iter().copied().collect()),
+            Self::Patches(p) => Some(p.encode(&m.vp)),
+            Self::Directions(_) => None,
+        }
+    }
+
     /// The change of the model that a change of the unknowns makes.
     pub fn push(&self, x: &[f64]) -> Model {
         let (cells, vmin) = (&x[..x.len() - 1], x[x.len() - 1]);
