@@ -264,15 +264,16 @@ impl<'a> Inversion<'a> {
                 None => self.run_stage(&mut state, carried.take(), clock, observer)?,
             };
             let mut best = state.ledger.best.take().unwrap_or_else(|| state.entry.clone());
-            let rounded = match &stage.round {
+            let mut rounded = match &stage.round {
                 Some(round) if Self::may_round(&halt) => Some(self.round(&mut state, &mut best, stage, round)?),
                 _ => None,
             };
-            let guess = state.begin.take().filter(|b| rounded != Some(true) && stage.guessed_wrongly(&best, b));
+            let guess = state.begin.take().filter(|begin| stage.guessed_wrongly(&best, begin));
             let (stop, all) = match (halt, guess) {
                 (Halt::All(stop), _) => (stop, true),
                 (Halt::Stage(_), Some(begin)) => {
                     best = begin;
+                    rounded = rounded.map(|_| false);
                     (StopReason::Undone, false)
                 }
                 (Halt::Stage(stop), None) => match stage.abandon_above.filter(|limit| best.data_rms > *limit) {
