@@ -103,7 +103,11 @@ fn action(stage: &Stage) -> String {
         return format!("L-BFGS over {over}: {misfit}{smooth}{refined}");
     };
     let steps = newton.noise.len();
-    format!("{steps} Gauss-Newton step{} over {over}{refined}", if steps == 1 { "" } else { "s" })
+    let band = match stage.misfit {
+        MisfitSpec::LowPass(hz) => format!(" on the data below {hz} Hz"),
+        _ => String::new(),
+    };
+    format!("{steps} Gauss-Newton step{} over {over}{band}{refined}", if steps == 1 { "" } else { "s" })
 }
 
 fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {

@@ -11,8 +11,8 @@ use super::recipe_choice::{Choice, Chosen, load, without_recipe};
 use super::rundir::{Origin, RunDir};
 use fwi::family::Recipe;
 use fwi::invert::{
-    Attempt, FirstStart, Inversion, Outcome, Settings, Start, StopReason, invert_with_fallbacks,
-    newton_bytes, resume_with_fallbacks,
+    Attempt, FirstStart, Inversion, Outcome, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes,
+    resume_with_fallbacks,
 };
 use fwi::io::{Limits, read_map};
 use fwi::prior::predict_one;

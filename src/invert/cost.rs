@@ -52,7 +52,8 @@ impl Stage {
             });
         };
         let steps = newton.noise.len() as u64;
-        let most_steps = steps * (1 + MOST_BETWEEN as u64);
+        let between = if self.comes_between() { MOST_BETWEEN as u64 } else { 0 };
+        let most_steps = steps * (1 + between);
         // the correction begins with one of its own
         let products = if newton.exact > 0 { newton.exact as u64 + 1 } else { 0 };
         let limit = self.max_evals.unwrap_or(u64::MAX);

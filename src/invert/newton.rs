@@ -195,6 +195,12 @@ impl<'i> Inversion<'i> {
 }
 
 impl Stage {
+    /// Whether steps at the data rms may come between two noises: the samples of low-passed data count for far fewer, so
+    /// that their rms is no noise to assume.
+    pub(super) fn comes_between(&self) -> bool {
+        !matches!(self.misfit, MisfitSpec::LowPass(_))
+    }
+
     /// Whether the stage took a map to be flat where the data say that it is not: what it began with fits them better.
     pub(super) fn guessed_wrongly(&self, now: &Best, begin: &Best) -> bool {
         let guesses = self.newton.as_ref().is_some_and(|n| matches!(n.unknowns, Unknowns::Patches { .. }));
@@ -240,7 +246,7 @@ impl<'a, 'i> Problem<'a, 'i> {
         let from = self.evaluate(&state.entry.model.clone(), state)?;
         let before = self.rms(&from);
         // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
-        let between = self.filter.is_none() && before > FAR * wanted && state.between < MOST_BETWEEN;
+        let between = self.stage.comes_between() && before > FAR * wanted && state.between < MOST_BETWEEN;
         let noise = if between { before } else { wanted };
         let cost = from.cost(noise);
         if !cost.is_finite() {

@@ -1,8 +1,8 @@
 //! What `fwi invert` tells and writes.
 
 use super::{Args, Engines, Plan, Way, kept};
-use crate::cli::monitor::Convergence;
 use crate::cli::method::Signals;
+use crate::cli::monitor::Convergence;
 use crate::cli::options::{memory_line, peak_memory};
 use crate::cli::recipe_choice::Chosen;
 use crate::cli::rundir::{
