@@ -156,9 +156,9 @@ impl Curvature {
         let sources = shots * spectrum * region * 4;
         let products = (shots + 1) * spectrum * cells * 4;
         let trace = 4 * (rows + spectrum) * cells.max(n);
-        // a panel's rows in f32 while it is made, and four a thread in f64
+        // a panel's rows in f32 and twice in f64 while it is made, and four a thread in f64
         let panel = shots * rows * n;
-        let work = threads * (fields + simulation + products + trace + 4 * panel) + 4 * threads * 8 * panel;
+        let work = threads * (fields + simulation + products + trace + 12 * panel) + 4 * threads * 8 * panel;
         let tiles = gram::bytes(unknowns);
         sources + tiles + work.max(8 * n * n)
     }
