@@ -56,6 +56,7 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("cottaar-style-a", include_str!("../../recipes/cottaar-style-a.toml")),
     ("cottaar-style-b", include_str!("../../recipes/cottaar-style-b.toml")),
     ("cottaar-two-velocity", include_str!("../../recipes/cottaar-two-velocity.toml")),
+    ("far", include_str!("../../recipes/far.toml")),
     ("flat", include_str!("../../recipes/flat.toml")),
     ("flat-skipped", include_str!("../../recipes/flat-skipped.toml")),
     ("layered", include_str!("../../recipes/layered.toml")),
