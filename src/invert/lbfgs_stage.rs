@@ -4,7 +4,7 @@
 //! the solver is stepped by hand here: after every iteration the state is whole, borrowed by the caller, and saved.
 
 use super::lbfgs::Iterate;
-use super::objective::{Clock, EvaluationLimits, Halt, Live, Objective};
+use super::objective::{Clock, Halt, Live, Objective};
 use super::outcome::{Observer, StopReason};
 use super::run::Inversion;
 use super::stage::Stage;
@@ -52,12 +52,7 @@ impl Inversion<'_> {
             stage: state.stage,
             stage_name: &stage.name,
             by_rms: state.stage + 1 == s.stages.len() && stage.lbfgs.is_none(),
-            limits: EvaluationLimits {
-                cancel: self.cancel_flag(),
-                time: s.time_limit,
-                max_evals: s.max_evals,
-                stage_max_evals: stage.max_evals,
-            },
+            limits: self.limits(stage),
             clock,
             live: RefCell::new(Live::new(observer, state.ledger.clone(), scale)),
         })

@@ -184,7 +184,8 @@ impl<'i> Inversion<'i> {
         (state.failed == 2).then(|| Halt::Stage(StopReason::LineSearch { why: why() }))
     }
 
-    fn limits(&self, stage: &Stage) -> EvaluationLimits<'_> {
+    /// What ends evaluations in a stage.
+    pub(super) fn limits(&self, stage: &Stage) -> EvaluationLimits<'_> {
         EvaluationLimits {
             cancel: self.cancel_flag(),
             time: self.settings().time_limit,
