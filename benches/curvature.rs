@@ -5,7 +5,7 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par, Side};
-use fwi::curvature::{Columns, Curvature, CurvatureOptions, Parts, Symmetric};
+use fwi::curvature::{Columns, Counted, Curvature, CurvatureOptions, Parts, Symmetric};
 use fwi::wave::{CpuOptions, build};
 use fwi::{Family, Mask, Model, Result, Survey, synth};
 use ndarray::Array2;
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     for round in 0..rounds {
         let (double, single) = (rate::<f64>(par), rate::<f32>(par));
         println!("round {round}: products of order {LARGE}: {double:.1} GF/s in f64, {single:.1} GF/s in f32");
-        let (h, p) = curvature.normal_matrix(&model, &mask, &Columns::Cells { cells: nz * nx }, None, None)?;
+        let (h, p) = curvature.normal_matrix(&model, &Counted::all(&mask), &Columns::Cells { cells: nz * nx }, None)?;
         report(&p, double);
         cholesky(&h, double, par);
         if round + 1 == rounds {

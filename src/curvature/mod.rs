@@ -53,6 +53,36 @@ impl Default for CurvatureOptions {
     }
 }
 
+/// What of the data a normal matrix counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    /// Traces and samples.
+    pub mask: &'a Mask,
+    /// What the data pass before they are compared.
+    pub filter: Option<&'a FilteredL2>,
+    /// Of the receivers, every how many-th is simulated and counts for those around it, too: 1 takes them all. Where waves
+    /// are longer than two receivers' distance, neighbours tell much the same.
+    pub receiver_step: usize,
+}
+
+impl<'a> Counted<'a> {
+    /// Every receiver, unfiltered.
+    pub fn all(mask: &'a Mask) -> Self {
+        Self { mask, filter: None, receiver_step: 1 }
+    }
+
+    /// The receivers that are simulated, of those with a trace that counts, and what a trace of theirs weighs.
+    fn receivers(&self) -> (Vec<usize>, f64) {
+        let traces = |r: usize| self.mask.live.column(r).iter().filter(|&&l| l).count();
+        let live: Vec<usize> = (0..self.mask.live.ncols()).filter(|&r| traces(r) > 0).collect();
+        let step = self.receiver_step.clamp(1, live.len().max(1));
+        let taken: Vec<usize> = live.iter().copied().skip((step - 1) / 2).step_by(step).collect();
+        let count = |of: &[usize]| of.iter().map(|&r| traces(r)).sum::<usize>() as f64;
+        let weight = if live.is_empty() { 1.0 } else { count(&live) / count(&taken) };
+        (taken, weight)
+    }
+}
+
 /// Seconds, summed over threads, and operations of the parts of one normal matrix.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Parts {
@@ -96,19 +126,19 @@ impl Curvature {
 
     /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
     /// units squared per unknown squared. `extra` is the derivative of the data with respect to one more unknown, the last
-    /// row and column, for what no cell stands for: `vmin`, by Born modelling. With a `filter`, it is that of the filtered
-    /// data, `J' F' F J`. The bits do not depend on the threads. Errors
-    /// when the mask, the columns or `extra` do not fit the survey, or the model is unstable or undersampled.
+    /// row and column, for what no cell stands for: `vmin`, by Born modelling. With a filter, it is that of the filtered
+    /// data, `J' F' F J`. The bits do not depend on the threads. Errors when the mask, the columns or `extra` do not fit the
+    /// survey, no receiver is to be taken, or the model is unstable or undersampled.
     pub fn normal_matrix(
         &self,
         model: &Model,
-        mask: &Mask,
+        counted: &Counted,
         columns: &Columns,
         extra: Option<&Gather>,
-        filter: Option<&FilteredL2>,
     ) -> Result<(Symmetric, Parts)> {
         let begin = Instant::now();
-        self.check(mask, columns)?;
+        self.check(counted, columns)?;
+        let Counted { mask, filter, .. } = *counted;
         if let Some(found) = extra.map(|e| e.data.dim()).filter(|found| *found != self.survey.gather_shape()) {
             let wanted = self.survey.gather_shape();
             return Err(Error::Usage(format!(
@@ -116,18 +146,17 @@ impl Curvature {
             )));
         }
         let parts = Mutex::new(Parts::default());
-        let sources = self.sources(model, &parts)?;
-        let (survey, timing, region) = (&self.survey, &self.timing, &self.region);
+        let (survey, region) = (&self.survey, &self.region);
+        let timing = &filter.map_or_else(|| self.timing.clone(), |f| self.timing.passing(f, survey.dt));
+        let sources = self.sources(timing, model, &parts)?;
         let rows = timing.rows(mask.nt, self.every, filter, survey.dt);
         let filtered = extra.zip(filter).map(|(e, f)| f.record(e, mask));
         let extra = filtered.as_ref().or(extra);
         let traces = Traces { survey, timing, region, model, mask, columns, sources, rows, extra };
         let mut gram = Gram::new(columns.len(), extra.is_some());
-        let n = self.survey.receivers.len();
-        let chunk = 4 * self.pool.threads();
-        for first in (0..n).step_by(chunk) {
-            let count = chunk.min(n - first);
-            let panels = self.pool.map(count, |i| self.panel(&traces, first + i, &parts));
+        let (receivers, weight) = counted.receivers();
+        for some in receivers.chunks(4 * self.pool.threads()) {
+            let panels = self.pool.map(some.len(), |i| self.panel(&traces, some[i], &parts));
             let panels = panels.into_iter().collect::<Result<Vec<_>>>()?;
             let t = Instant::now();
             let flops = gram.add(&self.pool, &panels);
@@ -136,7 +165,7 @@ impl Curvature {
             p.gram_flops += flops;
         }
         let mut h = gram.finish();
-        h.scale(traces.rows.weight);
+        h.scale(traces.rows.weight * weight);
         let mut parts = parts.into_inner().unwrap_or_else(|e| e.into_inner());
         parts.wall = begin.elapsed().as_secs_f64();
         Ok((h, parts))
@@ -163,23 +192,28 @@ impl Curvature {
         sources + tiles + work.max(8 * n * n)
     }
 
-    fn check(&self, mask: &Mask, columns: &Columns) -> Result<()> {
+    fn check(&self, counted: &Counted, columns: &Columns) -> Result<()> {
         let shape = self.survey.gather_shape();
-        if !mask.fits(shape) {
+        if counted.receiver_step == 0 {
+            return Err(Error::Usage(
+                "normal matrices take every receiver (1), every second (2) and so on, not 0".into(),
+            ));
+        }
+        if !counted.mask.fits(shape) {
             return Err(Error::Usage(format!("the mask does not fit the survey's gathers of {shape:?}")));
         }
         columns.check(&self.survey)
     }
 
     /// Spectra of `L p` of every source over the region, ready to be multiplied with a receiver's.
-    fn sources(&self, model: &Model, parts: &Mutex<Parts>) -> Result<Vec<Vec<Block>>> {
+    fn sources(&self, timing: &Timing, model: &Model, parts: &Mutex<Parts>) -> Result<Vec<Vec<Block>>> {
         let of = |i: usize| -> Result<Vec<Block>> {
             let p = self.survey.sources[i];
             let scale = (model.vp[[p.z, p.x]] * self.survey.dt).powi(2);
             let wavelet: Vec<f64> = self.survey.wavelet.iter().map(|w| scale * w).collect();
             let fields = self.record(model, (p, &wavelet), Recorder::Laplacian, parts)?;
-            let mut blocks: Vec<Block> = spectra::blocks(&fields, &self.region, &self.timing).collect();
-            blocks.iter_mut().for_each(|b| b.rotate(&self.timing));
+            let mut blocks: Vec<Block> = spectra::blocks(&fields, &self.region, timing).collect();
+            blocks.iter_mut().for_each(|b| b.rotate(timing));
             Ok(blocks)
         };
         self.pool.map(self.survey.sources.len(), of).into_iter().collect()
@@ -200,9 +234,6 @@ impl Curvature {
 
     /// The rows of one receiver's traces of all shots, over the columns.
     fn panel(&self, traces: &Traces, r: usize, parts: &Mutex<Parts>) -> Result<Panel> {
-        if !traces.mask.live.column(r).iter().any(|&l| l) {
-            return Ok(Panel { values: vec![] });
-        }
         let pulse = (self.survey.receivers[r], &self.timing.pulse[..]);
         let green = self.record(traces.model, pulse, Recorder::Field, parts)?;
         let begin = Instant::now();

@@ -28,8 +28,11 @@ const BAND: f64 = 5e-4;
 /// What wraps around in time is damped to this share.
 const WRAPPED: f64 = 3e-4;
 
-/// Low-passed traces hold hardly anything above so many corner frequencies: the amplitude there is 1/200.
-const PASSED: f64 = 2.0;
+/// Low-passed traces hold hardly anything above so many corner frequencies: the amplitude there is 1/500.
+const PASSED: f64 = 2.2;
+
+/// Frequencies kept beyond those: a record's ends, filtered, mix a few of its highest ones into the band.
+const MARGIN: usize = 4;
 
 /// Rows of low-passed traces lie apart at most so many times as far as others, so that the record's end still counts as it should.
 const SPREAD: f64 = 4.0;
@@ -41,6 +44,7 @@ const PERIOD: f64 = 1.1;
 ///
 /// Frequencies are complex: all is damped by `exp(-decay t)` before it is transformed and raised again after, so that what
 /// wraps around in a product is small although the period is hardly longer than the record.
+#[derive(Clone)]
 pub struct Timing {
     /// Steps of the simulations: the record, the pulse's length, and a taper, since fields that broke off would not be band-limited.
     pub steps: usize,
@@ -144,6 +148,25 @@ impl Timing {
             pulse,
             band: end,
             grid,
+        }
+    }
+
+    /// The same for low-passed data: without the frequencies that do not pass.
+    pub fn passing(&self, filter: &FilteredL2, dt: f64) -> Self {
+        let most = (PASSED * filter.corner() * dt * self.grid.period) as usize + MARGIN;
+        let (all, kept) = (self.frequencies, self.frequencies.min(most));
+        let levels = self.source_transform.len() / (2 * all);
+        let halves = |m: &[f32]| {
+            let (cosines, sines) = m.split_at(all * levels);
+            [&cosines[..kept * levels], &sines[..kept * levels]].concat()
+        };
+        Self {
+            frequencies: kept,
+            source_transform: halves(&self.source_transform),
+            green_transform: halves(&self.green_transform),
+            rotation: self.rotation[..kept].to_vec(),
+            wavelet: self.wavelet[..kept].to_vec(),
+            ..self.clone()
         }
     }
 

@@ -50,7 +50,7 @@ fn partial() -> Mask {
 }
 
 fn full(curvature: &Curvature, mask: &Mask) -> Symmetric {
-    curvature.normal_matrix(&model(), mask, &Columns::Cells { cells: CELLS }, None, None).unwrap().0
+    curvature.normal_matrix(&model(), &Counted::all(mask), &Columns::Cells { cells: CELLS }, None).unwrap().0
 }
 
 /// Relative difference, in norm, of `H x` from `J' J x` by the exact operator, or from `J' F' F J x`.
@@ -95,20 +95,43 @@ fn products_with_directions_are_those_of_the_exact_operator() {
 
 #[test]
 fn low_passed_data_have_the_curvature_of_the_exact_operator() {
-    for corner in [6.0, 20.0] {
+    // at 6 Hz the record is two periods long, of which both ends are more
+    for (corner, tolerance) in [(6.0, 4e-2), (20.0, 2e-2)] {
         let filter = FilteredL2::new(corner, survey().dt).unwrap();
         for mask in [all(), partial()] {
             let cells = Columns::Cells { cells: CELLS };
-            let (h, _) = curvature(2, 4.0).normal_matrix(&model(), &mask, &cells, None, Some(&filter)).unwrap();
+            let counted = Counted { filter: Some(&filter), ..Counted::all(&mask) };
+            let (h, _) = curvature(2, 4.0).normal_matrix(&model(), &counted, &cells, None).unwrap();
             let whole = full(&curvature(2, 4.0), &mask);
             for (i, direction) in [pattern(0.3), pattern(0.77), Array2::ones(SHAPE)].into_iter().enumerate() {
                 let e = deviation(&h, &mask, direction.clone(), Some(&filter));
-                assert!(e < 2e-2, "{corner} Hz, direction {i}: {e:e}");
+                assert!(e < tolerance, "{corner} Hz, direction {i}: {e:e}");
                 let unfiltered = deviation(&whole, &mask, direction, Some(&filter));
                 assert!(unfiltered > 10.0 * e, "{corner} Hz, direction {i}: the filter hardly matters: {unfiltered:e}");
             }
         }
     }
+}
+
+#[test]
+fn receivers_taken_count_for_their_neighbours() {
+    let (c, mask, cells) = (curvature(2, 4.0), all(), Columns::Cells { cells: CELLS });
+    for (receiver_step, taken) in [(2, vec![0, 2, 4]), (3, vec![1, 4]), (99, vec![2])] {
+        let counted = Counted { receiver_step, ..Counted::all(&mask) };
+        let (h, _) = c.normal_matrix(&model(), &counted, &cells, None).unwrap();
+        let mut those = all();
+        (0..5).filter(|r| !taken.contains(r)).for_each(|r| those.live.column_mut(r).fill(false));
+        let (alone, weight) = (full(&c, &those), 5.0 / taken.len() as f64);
+        for j in 0..CELLS {
+            for i in j..CELLS {
+                let (a, b) = (h.lower[(i, j)], weight * alone.lower[(i, j)]);
+                assert!((a - b).abs() <= 1e-12 * b.abs(), "step {receiver_step}, ({i}, {j}): {a:e} {b:e}");
+            }
+        }
+    }
+    let counted = Counted { receiver_step: 0, ..Counted::all(&mask) };
+    let error = c.normal_matrix(&model(), &counted, &cells, None).err().unwrap().to_string();
+    assert!(error.contains("every receiver (1)"), "{error}");
 }
 
 #[test]
@@ -135,7 +158,7 @@ fn bits_do_not_depend_on_threads() {
 fn assert_projected(columns: &Columns, basis: impl Fn(usize, usize) -> f64) {
     let curvature = curvature(2, 12.0);
     let h = full(&curvature, &partial());
-    let (projected, _) = curvature.normal_matrix(&model(), &partial(), columns, None, None).unwrap();
+    let (projected, _) = curvature.normal_matrix(&model(), &Counted::all(&partial()), columns, None).unwrap();
     assert_eq!(projected.len(), columns.len());
     let cells = |k: usize| (0..CELLS).map(|c| basis(c, k)).collect::<Vec<f64>>();
     for k in 0..columns.len() {
@@ -157,7 +180,7 @@ fn groups_are_sums_of_cells() {
         let columns = Columns::Groups { of: of.clone(), groups };
         if size == 1 {
             let curvature = curvature(2, 12.0);
-            let (h, _) = curvature.normal_matrix(&model(), &all(), &columns, None, None).unwrap();
+            let (h, _) = curvature.normal_matrix(&model(), &Counted::all(&all()), &columns, None).unwrap();
             let cells = full(&curvature, &all());
             let held = |i: usize| of[i].is_none();
             let entry = |i: usize, j: usize| if held(i) || held(j) { 0.0 } else { cells.lower[(i, j)] };
@@ -193,7 +216,7 @@ fn products_are_combinations_of_cells() {
 fn what_does_not_fit_the_survey_is_refused() {
     let c = curvature(1, 12.0);
     let refused = |mask: &Mask, columns: Columns| {
-        c.normal_matrix(&model(), mask, &columns, None, None).err().unwrap().to_string()
+        c.normal_matrix(&model(), &Counted::all(mask), &columns, None).err().unwrap().to_string()
     };
     assert!(refused(&Mask::all((3, 301, 5)), Columns::Cells { cells: CELLS }).contains("mask"));
     for columns in [
@@ -217,7 +240,7 @@ fn one_more_column_is_taken_along() {
     sponge.vmin = 1.0;
     let mut column = exact.born(std::slice::from_ref(&m), &[sponge]).unwrap().remove(0);
     let c = curvature(2, 10.0);
-    let (h, _) = c.normal_matrix(&m, &mask, &Columns::Cells { cells: CELLS }, Some(&column), None).unwrap();
+    let (h, _) = c.normal_matrix(&m, &Counted::all(&mask), &Columns::Cells { cells: CELLS }, Some(&column)).unwrap();
     assert_eq!(h.len(), CELLS + 1);
     mask.apply(&mut column);
     let row = exact.adjoint(std::slice::from_ref(&m), std::slice::from_ref(&column)).unwrap().remove(0).vp;
@@ -231,10 +254,9 @@ fn one_more_column_is_taken_along() {
     assert!(
         c.normal_matrix(
             &m,
-            &mask,
+            &Counted::all(&mask),
             &Columns::Cells { cells: CELLS },
-            Some(&Gather::new(ndarray::Array3::zeros((1, 2, 3)))),
-            None
+            Some(&Gather::new(ndarray::Array3::zeros((1, 2, 3))))
         )
         .is_err()
     );

@@ -18,7 +18,7 @@ use super::run::Inversion;
 use super::stage::{Stage, Vmin};
 use super::state::{Best, State};
 use super::terms::Terms;
-use crate::curvature::Symmetric;
+use crate::curvature::{Counted, Symmetric};
 use crate::misfit::{FilteredL2, Misfit, MisfitSpec};
 use crate::reg::{Regulariser, RegulariserSpec};
 use crate::wave::Evaluation;
@@ -44,6 +44,18 @@ pub struct Newton {
     /// good to a part in a thousand. Each takes Born modelling and an adjoint.
     #[serde(default)]
     pub exact: usize,
+    /// Of the receivers, every how many-th is simulated for the normal matrix and counts for those around it, too; the
+    /// gradient always takes them all. Steps cost in proportion to the receivers taken; early ones are none the worse for it.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub receiver_step: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 fn inner() -> usize {
@@ -74,6 +86,11 @@ impl Newton {
         }
         if self.exact > 1000 {
             return Err(Error::Usage(format!("Gauss-Newton takes 0 to 1000 exact iterations, not {}", self.exact)));
+        }
+        if self.receiver_step == 0 {
+            return Err(Error::Usage(
+                "Gauss-Newton takes every receiver (1), every second (2) and so on, not 0".into(),
+            ));
         }
         if self.inner == 0 || self.inner > 100 {
             return Err(Error::Usage(format!("Gauss-Newton takes 1 to 100 inner steps, not {}", self.inner)));
@@ -324,7 +341,9 @@ impl<'a, 'i> Problem<'a, 'i> {
     fn normal_matrix(&self, model: &Model, state: &mut State) -> Result<Symmetric> {
         let begin = std::time::Instant::now();
         let (curvature, engine) = (self.inversion.curvature()?, self.inversion.engine(self.stage));
-        let h = self.space.normal_matrix(curvature, engine, model, &self.data.mask, self.filter.as_ref())?;
+        let (filter, receiver_step) = (self.filter.as_ref(), self.newton.receiver_step);
+        let counted = Counted { mask: &self.data.mask, filter, receiver_step };
+        let h = self.space.normal_matrix(curvature, engine, model, &counted)?;
         state.ledger.normal_matrices += 1;
         state.ledger.stage_normal_matrices += 1;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();

@@ -11,8 +11,8 @@ const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
 /// Mean change of an unknown, m/s, below which the inner steps have converged.
 const STILL: f64 = 0.02;
 
-/// Times that a step is solved for again with the unknowns that left the bounds held at them.
-const HOLDS: usize = 3;
+/// Newton steps beyond the wanted number that may follow because unknowns left the bounds and are held there.
+const HOLDS: usize = 2;
 /// How much stiffer than the data an unknown is held.
 const STIFF: f64 = 1e4;
 
@@ -40,24 +40,36 @@ impl Problem<'_, '_> {
         Err(Error::Numerical(format!("stage \"{}\": {what}", self.stage.name)))
     }
 
-    /// The unknowns' change that minimises the linearised data and the regularisers.
+    /// The unknowns' change that minimises the linearised data and the regularisers, by Newton steps on the majorised
+    /// regularisers; unknowns at a bound are held there as far as the gradient pushes them out (Bertsekas 1982, projected Newton
+    /// methods), others that leave the bounds from the next of these steps on.
     pub(super) fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<Vec<f64>> {
-        let weight = noise.powi(-2);
+        let (weight, inner) = (noise.powi(-2), self.newton.inner);
         let mut x = vec![0.0; h.len()];
-        let mut held = vec![];
-        let (mut prior, mut factor) = self.minimise(from, &mut x, h, weight, &held)?;
-        for _ in 0..HOLDS {
-            let beyond = self.beyond(from, &x, h, weight, &held);
-            if beyond.is_empty() {
-                break;
-            }
+        let mut held = self.pushed_out(from, h, weight);
+        for step in 1.. {
+            let (prior, factor, moved) = self.newton_step(from, &mut x, h, weight, &held)?;
+            let beyond = if step < inner + HOLDS { self.beyond(from, &x, h, weight, &held) } else { vec![] };
+            let done = beyond.is_empty() && (step >= inner || moved < STILL);
             held.extend(beyond);
-            (prior, factor) = self.minimise(from, &mut x, h, weight, &held)?;
+            match self.newton.exact {
+                _ if !done => (),
+                0 => break,
+                _ => return self.correct(from, x, (&prior, &factor), weight, &held),
+            }
         }
-        match self.newton.exact {
-            0 => Ok(x),
-            _ => self.correct(from, x, (&prior, &factor), weight, &held),
-        }
+        Ok(x)
+    }
+
+    /// The unknowns at a bound that the gradient pushes beyond it.
+    fn pushed_out(&self, from: &At, h: &Symmetric, weight: f64) -> Vec<Held> {
+        let (low, high) = self.inversion.settings().bounds;
+        let Some(velocities) = self.space.velocities(&from.model) else { return vec![] };
+        let still = vec![0.0; h.len()];
+        let gradient = self.model_gradient(from, &still, &still, weight, &[]);
+        let pushed = |v: f64, g: f64| (v <= low && g > 0.0) || (v >= high && g < 0.0);
+        let all = velocities.iter().zip(&gradient).enumerate();
+        all.filter(|(_, (v, g))| pushed(**v, **g)).map(|(unknown, _)| hold(unknown, 0.0, h, weight)).collect()
     }
 
     /// The unknowns not yet held that a change takes out of the bounds.
@@ -66,46 +78,35 @@ impl Problem<'_, '_> {
         let Some(velocities) = self.space.velocities(&from.model) else { return vec![] };
         let leaves = |(unknown, v): (usize, &f64)| {
             let change = (v + x[unknown]).clamp(low, high) - v;
-            let weight = STIFF * (1.0 + weight * h.lower[(unknown, unknown)]);
-            ((change - x[unknown]).abs() > STILL).then_some(Held { unknown, change, weight })
+            ((change - x[unknown]).abs() > STILL).then(|| hold(unknown, change, h, weight))
         };
         let known = |unknown| held.iter().any(|k| k.unknown == unknown);
         velocities.iter().enumerate().filter_map(leaves).filter(|k| !known(k.unknown)).collect()
     }
 
-    /// Moves a change of the unknowns to the minimum, by Newton steps on the majorised regularisers; the last one's curvature
-    /// without the data's, and the factor of both.
-    fn minimise(
+    /// A Newton step of a change of the unknowns towards the minimum: the curvature without the data's, the factor of both,
+    /// and the mean change of an unknown.
+    fn newton_step(
         &self,
         from: &At,
         x: &mut [f64],
         h: &Symmetric,
         weight: f64,
         held: &[Held],
-    ) -> Result<(Symmetric, Llt<f64>)> {
+    ) -> Result<(Symmetric, Llt<f64>, f64)> {
         let n = h.len();
-        let mut step_of = || -> Result<(Symmetric, Llt<f64>, f64)> {
-            let prior = self.prior_curvature(from, x, held);
-            let mut matrix = prior.lower.clone();
-            for j in 0..n {
-                let to = &mut matrix.col_as_slice_mut(j)[j..];
-                to.iter_mut().zip(&h.lower.col_as_slice(j)[j..]).for_each(|(m, h)| *m += h * weight);
-            }
-            let gradient = self.model_gradient(from, x, &h.times(x), weight, held);
-            let factor = self.factor(&mut matrix)?;
-            let step = preconditioned(&factor, &gradient);
-            let moved = step.iter().map(|s| s.abs()).sum::<f64>() / n as f64;
-            x.iter_mut().zip(&step).for_each(|(x, s)| *x -= s);
-            Ok((prior, factor, moved))
-        };
-        let mut last = step_of()?;
-        for _ in 1..self.newton.inner {
-            if last.2 < STILL {
-                break;
-            }
-            last = step_of()?;
+        let prior = self.prior_curvature(from, x, held);
+        let mut matrix = prior.lower.clone();
+        for j in 0..n {
+            let to = &mut matrix.col_as_slice_mut(j)[j..];
+            to.iter_mut().zip(&h.lower.col_as_slice(j)[j..]).for_each(|(m, h)| *m += h * weight);
         }
-        Ok((last.0, last.1))
+        let gradient = self.model_gradient(from, x, &h.times(x), weight, held);
+        let factor = self.factor(&mut matrix)?;
+        let step = preconditioned(&factor, &gradient);
+        x.iter_mut().zip(&step).for_each(|(x, s)| *x -= s);
+        let moved = step.iter().map(|s| s.abs()).sum::<f64>() / n as f64;
+        Ok((prior, factor, moved))
     }
 
     /// The regularisers' curvature at a change of the unknowns, and what keeps `vmin` from running away.
@@ -179,6 +180,11 @@ impl Problem<'_, '_> {
         }
         Ok(x)
     }
+}
+
+/// Holds an unknown much more stiffly than the data do.
+fn hold(unknown: usize, change: f64, h: &Symmetric, weight: f64) -> Held {
+    Held { unknown, change, weight: STIFF * (1.0 + weight * h.lower[(unknown, unknown)]) }
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -1,10 +1,9 @@
 //! The spaces that Gauss-Newton steps are taken in: linear combinations of cells, and `vmin`.
 
-use crate::curvature::{Columns, Curvature, Symmetric};
-use crate::misfit::FilteredL2;
+use crate::curvature::{Columns, Counted, Curvature, Symmetric};
 use crate::param::{Patches, patches};
 use crate::reg::{Directions, Regulariser, RegulariserSpec};
-use crate::{Error, Mask, Model, Propagator, Result};
+use crate::{Error, Model, Propagator, Result};
 use faer::Mat;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -94,13 +93,12 @@ impl Space {
         curvature: &Curvature,
         engine: &dyn Propagator,
         model: &Model,
-        mask: &Mask,
-        filter: Option<&FilteredL2>,
+        counted: &Counted,
     ) -> Result<Symmetric> {
         let mut sponge = Model::zeros(model.vp.dim());
         sponge.vmin = 1.0;
         let by_vmin = engine.born(std::slice::from_ref(model), &[sponge])?.remove(0);
-        Ok(curvature.normal_matrix(model, mask, &self.columns(), Some(&by_vmin), filter)?.0)
+        Ok(curvature.normal_matrix(model, counted, &self.columns(), Some(&by_vmin))?.0)
     }
 
     /// Makes a model one of the space's where that is no matter of taste: flat patches are flat.

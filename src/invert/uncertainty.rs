@@ -12,7 +12,7 @@ use super::outcome::Outcome;
 use super::run::Inversion;
 use super::stage::Vmin;
 use super::terms::Terms;
-use crate::curvature::Symmetric;
+use crate::curvature::{Counted, Symmetric};
 use crate::reg::{Mean, MeanMap, Regulariser, RegulariserSpec};
 use crate::{Error, Model, Result};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
@@ -78,7 +78,8 @@ impl Inversion<'_> {
         let last = stages.last().expect("an inversion has a stage");
         self.add_known(&mut regularisers, last.vmin == Vmin::Tied)?;
         let space = Space::Cells(shape);
-        let h = space.normal_matrix(self.curvature()?, self.engine(last), model, &self.data(last).mask, None)?;
+        let h =
+            space.normal_matrix(self.curvature()?, self.engine(last), model, &Counted::all(&self.data(last).mask))?;
         let deviations = posterior(h, noise, &regularisers, model)?;
         let (cells, vmin) = deviations.split_at(deviations.len() - 1);
         let deviations = Array2::from_shape_vec(shape, cells.to_vec()).expect("one number a cell");
@@ -155,7 +156,7 @@ mod tests {
         let cpu = Cpu::<f64>::new(survey.clone(), &CpuOptions::default()).unwrap();
         let curvature = Curvature::new(&survey, &CurvatureOptions::default()).unwrap();
         let mask = Mask::all(survey.gather_shape());
-        let h = Space::Cells(SHAPE).normal_matrix(&curvature, &cpu, &model, &mask, None).unwrap();
+        let h = Space::Cells(SHAPE).normal_matrix(&curvature, &cpu, &model, &Counted::all(&mask)).unwrap();
         let covariance = Covariance { sigma: 120.0, length: 2.0, white: 25.0, mean_sigma: 100.0, slope_sigma: 0.0 };
         let process = GaussianProcess::new(covariance, vp, None).unwrap();
         Linear { model, h, regularisers: vec![Box::new(process)] }
