@@ -6,7 +6,7 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par, Side};
 use fwi::curvature::{Columns, Counted, Curvature, CurvatureOptions, Parts, Symmetric};
-use fwi::wave::{CpuOptions, build};
+use fwi::wave::{CpuOptions, Precision, build};
 use fwi::{Family, Mask, Model, Result, Survey, synth};
 use ndarray::Array2;
 use std::time::Instant;
@@ -28,8 +28,13 @@ fn main() -> Result<()> {
     for round in 0..rounds {
         let (double, single) = (rate::<f64>(par), rate::<f32>(par));
         println!("round {round}: products of order {LARGE}: {double:.1} GF/s in f64, {single:.1} GF/s in f32");
-        let (h, p) = curvature.normal_matrix(&model, &Counted::all(&mask), &Columns::Cells { cells: nz * nx }, None)?;
-        report(&p, double);
+        let of = |precision| {
+            let counted = Counted { precision, ..Counted::all(&mask) };
+            curvature.normal_matrix(&model, &counted, &Columns::Cells { cells: nz * nx }, None)
+        };
+        report("f32", &of(Precision::F32)?.1, single);
+        let (h, p) = of(Precision::F64)?;
+        report("f64", &p, double);
         cholesky(&h, double, par);
         if round + 1 == rounds {
             accuracy(&survey, &model, &h)?;
@@ -38,13 +43,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn report(p: &Parts, double: f64) {
+fn report(precision: &str, p: &Parts, rate: f64) {
     let gram = p.gram_flops / p.gram / 1e9;
     println!(
-        "  normal matrix {:.2} s; over threads: simulations {:.2} s, products {:.2} s",
+        "  normal matrix summed in {precision} {:.2} s; over threads: simulations {:.2} s, products {:.2} s",
         p.wall, p.simulations, p.products
     );
-    println!("  sums {:.2} s: {gram:.1} GF/s, {:.0}% of the products' rate", p.gram, 100.0 * gram / double);
+    println!("  sums {:.2} s: {gram:.1} GF/s, {:.0}% of the products' rate", p.gram, 100.0 * gram / rate);
 }
 
 /// Floating-point operations a second, in units of 1e9, of the best of three products.

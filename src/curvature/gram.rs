@@ -1,13 +1,15 @@
-//! Sums `A' A` over panels of rows, in f64, tile by tile.
+//! Sums `A' A` over panels of rows, tile by tile: in f64, or in f32 within a panel and in f64 over them.
 //!
 //! Waves take their time to what lies deep: the rows of a panel come in the order of time, and a tile of columns is taken to
 //! be zero, as it is but for rounding, up to the first row in which it sounds. That leaves out about a third of the products.
 
 use super::traces::Panel;
+use crate::wave::Precision;
 use crate::wave::cpu::schedule::Pool;
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular};
-use faer::{Accum, Mat, MatRef, Par};
+use faer::traits::ComplexField;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -15,7 +17,7 @@ use std::sync::Mutex;
 const TILE: usize = 448;
 
 /// Share of a tile's largest entry in a panel below which it does not sound yet.
-const SILENT: f64 = 5e-4;
+const SILENT: f32 = 5e-4;
 
 /// A symmetric matrix: its lower triangle counts.
 #[derive(Clone, Debug)]
@@ -71,16 +73,26 @@ pub fn bytes(n: usize) -> u64 {
 }
 
 /// The first row of a panel in which any of the columns sounds.
-fn first_sounding(rows: &[f64], n: usize, columns: &Range<usize>) -> usize {
-    let peak = |row: &[f64]| row[columns.clone()].iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let peaks: Vec<f64> = rows.chunks_exact(n).map(peak).collect();
-    let largest = peaks.iter().copied().fold(0.0, f64::max);
+fn first_sounding(rows: &[f32], n: usize, columns: &Range<usize>) -> usize {
+    let peak = |row: &[f32]| row[columns.clone()].iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let peaks: Vec<f32> = rows.chunks_exact(n).map(peak).collect();
+    let largest = peaks.iter().copied().fold(0.0, f32::max);
     peaks.iter().position(|&p| p > SILENT * largest).unwrap_or(peaks.len())
+}
+
+/// Adds a tile, or its lower triangle.
+fn add(to: &mut Mat<f64>, tile: &Mat<f32>, lower: bool) {
+    for j in 0..to.ncols() {
+        let first = if lower { j } else { 0 };
+        let from = &tile.col_as_slice(j)[first..];
+        to.col_as_slice_mut(j)[first..].iter_mut().zip(from).for_each(|(t, x)| *t += f64::from(*x));
+    }
 }
 
 /// The sum as it grows.
 pub struct Gram {
     n: usize,
+    precision: Precision,
     columns: Vec<Range<usize>>,
     /// Tiles (i, j) of the lower triangle, j <= i, row by row.
     tiles: Vec<(usize, usize, Mutex<Mat<f64>>)>,
@@ -88,14 +100,14 @@ pub struct Gram {
 
 impl Gram {
     /// Nothing yet, of order `n` and one more if there is an `extra` column, which may sound when no other does.
-    pub fn new(n: usize, extra: bool) -> Self {
+    pub fn new(n: usize, extra: bool, precision: Precision) -> Self {
         let mut columns: Vec<_> = (0..n).step_by(TILE).map(|first| first..n.min(first + TILE)).collect();
         columns.extend(extra.then(|| n..n + 1));
         let tiles = (0..columns.len())
             .flat_map(|i| (0..=i).map(move |j| (i, j)))
             .map(|(i, j)| (i, j, Mutex::new(Mat::zeros(columns[i].len(), columns[j].len()))))
             .collect();
-        Self { n: n + usize::from(extra), columns, tiles }
+        Self { n: n + usize::from(extra), precision, columns, tiles }
     }
 
     /// Adds the squares of panels, one after the other, so that neither their number in a call nor the threads matter; the
@@ -106,32 +118,52 @@ impl Gram {
         }
         let first: Vec<Vec<usize>> = pool
             .map(panels.len(), |p| self.columns.iter().map(|c| first_sounding(&panels[p].values, self.n, c)).collect());
+        let doubled = match self.precision {
+            Precision::F32 => vec![],
+            Precision::F64 => pool.map(panels.len(), |p| panels[p].values.iter().map(|&x| f64::from(x)).collect()),
+        };
         let flops = pool.map(self.tiles.len(), |t| {
-            let mut flops = 0.0;
             let (i, j, tile) = &self.tiles[t];
             let mut tile = tile.lock().unwrap_or_else(|e| e.into_inner());
-            let (h, w) = (tile.nrows(), tile.ncols());
-            for (panel, first) in panels.iter().zip(&first) {
-                use BlockStructure::{Rectangular, TriangularLower};
-                let sounding = &panel.values[first[*i].max(first[*j]) * self.n..];
-                if sounding.is_empty() {
+            let mut single = Mat::<f32>::zeros(0, 0);
+            let mut flops = 0.0;
+            for (p, first) in first.iter().enumerate() {
+                let silent = first[*i].max(first[*j]) * self.n;
+                let count = panels[p].values.len() / self.n - silent / self.n;
+                if count == 0 {
                     continue;
                 }
-                let count = sounding.len() / self.n;
-                flops += (if i == j { 1.0 } else { 2.0 }) * (h * w * count) as f64;
-                let a = MatRef::from_row_major_slice(sounding, count, self.n);
-                let columns = |k: usize, width| a.subcols(self.columns[k].start, width);
-                let (left, right) = (columns(*i, h).transpose(), columns(*j, w));
-                let to = tile.as_mut();
-                if i == j {
-                    triangular(to, TriangularLower, Accum::Add, left, Rectangular, right, Rectangular, 1.0, Par::Seq);
-                } else {
-                    matmul(to, Accum::Add, left, right, 1.0, Par::Seq);
+                flops += (if i == j { 1.0 } else { 2.0 }) * (tile.nrows() * tile.ncols() * count) as f64;
+                match doubled.get(p) {
+                    None => {
+                        if single.ncols() == 0 {
+                            single = Mat::zeros(tile.nrows(), tile.ncols());
+                        }
+                        self.square(&panels[p].values[silent..], (*i, *j), Accum::Replace, single.as_mut());
+                        add(&mut tile, &single, i == j);
+                    }
+                    Some(rows) => {
+                        let rows: &Vec<f64> = rows;
+                        self.square(&rows[silent..], (*i, *j), Accum::Add, tile.as_mut());
+                    }
                 }
             }
             flops
         });
         flops.iter().sum()
+    }
+
+    /// A tile's part of the square of some rows.
+    fn square<T: ComplexField>(&self, rows: &[T], (i, j): (usize, usize), accum: Accum, to: MatMut<T>) {
+        use BlockStructure::{Rectangular, TriangularLower};
+        let a = MatRef::from_row_major_slice(rows, rows.len() / self.n, self.n);
+        let columns = |k: usize, width| a.subcols(self.columns[k].start, width);
+        let (left, right) = (columns(i, to.nrows()).transpose(), columns(j, to.ncols()));
+        if i == j {
+            triangular(to, TriangularLower, accum, left, Rectangular, right, Rectangular, T::one_impl(), Par::Seq);
+        } else {
+            matmul(to, accum, left, right, T::one_impl(), Par::Seq);
+        }
     }
 
     /// The sum.

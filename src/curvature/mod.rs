@@ -11,8 +11,8 @@
 //! 50 Hz: fields are kept at every ninth step, multiplied in frequency (`spectra.rs`), folded from the padding onto the
 //! map's edge cells, which it copies, brought back to time at about every twelfth sample (`traces.rs`), and squared at once:
 //! the Jacobian as a whole never exists. Its products are in f32, their sums `J' J` in f64 (`gram.rs`): the normal matrix
-//! stays that of a matrix within rounding of `J`, positive semidefinite to the last eigenvalue, where f32 sums would swamp
-//! the small ones.
+//! stays that of a matrix within rounding of `J`, positive semidefinite to the last eigenvalue. Where the assumed noise hides
+//! the small ones anyway, f32 sums take half the time.
 //!
 //! The gradient of an inversion comes from the exact adjoint, so what is approximate here (decimation in time and in the
 //! padding) costs convergence speed and never accuracy.
@@ -27,7 +27,7 @@ pub use columns::Columns;
 pub use gram::Symmetric;
 
 use crate::misfit::FilteredL2;
-use crate::wave::{CpuOptions, Propagator, build, cpu::schedule::Pool};
+use crate::wave::{CpuOptions, Precision, Propagator, build, cpu::schedule::Pool};
 use crate::{Error, Gather, Mask, Model, Position, Result, Survey};
 use fields::{Fields, Recorder, Region};
 use gram::Gram;
@@ -63,12 +63,15 @@ pub struct Counted<'a> {
     /// Of the receivers, every how many-th is simulated and counts for those around it, too: 1 takes them all. Where waves
     /// are longer than two receivers' distance, neighbours tell much the same.
     pub receiver_step: usize,
+    /// Of the sums over samples. In f32 they take half the time, and eigenvalues a millionth of the largest and below are
+    /// lost; over traces sums are in f64 in any case.
+    pub precision: Precision,
 }
 
 impl<'a> Counted<'a> {
-    /// Every receiver, unfiltered.
+    /// Every receiver, unfiltered, in f64.
     pub fn all(mask: &'a Mask) -> Self {
-        Self { mask, filter: None, receiver_step: 1 }
+        Self { mask, filter: None, receiver_step: 1, precision: Precision::F64 }
     }
 
     /// The receivers that are simulated, of those with a trace that counts, and what a trace of theirs weighs.
@@ -153,7 +156,7 @@ impl Curvature {
         let filtered = extra.zip(filter).map(|(e, f)| f.record(e, mask));
         let extra = filtered.as_ref().or(extra);
         let traces = Traces { survey, timing, region, model, mask, columns, sources, rows, extra };
-        let mut gram = Gram::new(columns.len(), extra.is_some());
+        let mut gram = Gram::new(columns.len(), extra.is_some(), counted.precision);
         let (receivers, weight) = counted.receivers();
         for some in receivers.chunks(4 * self.pool.threads()) {
             let panels = self.pool.map(some.len(), |i| self.panel(&traces, some[i], &parts));
@@ -185,9 +188,9 @@ impl Curvature {
         let sources = shots * spectrum * region * 4;
         let products = (shots + 1) * spectrum * cells * 4;
         let trace = 4 * (rows + spectrum) * cells.max(n);
-        // a panel's rows in f32 and twice in f64 while it is made, and four a thread in f64
+        // a panel's rows twice while it is made; four a thread, which are squared in f64
         let panel = shots * rows * n;
-        let work = threads * (fields + simulation + products + trace + 12 * panel) + 4 * threads * 8 * panel;
+        let work = threads * (fields + simulation + products + trace + 8 * panel) + 4 * threads * 12 * panel;
         let tiles = gram::bytes(unknowns);
         sources + tiles + work.max(8 * n * n)
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::wave::Fidelity;
+use crate::wave::{Fidelity, Precision};
 use crate::{Gather, Position};
 use faer::Mat;
 use ndarray::Array2;
@@ -111,6 +111,24 @@ fn low_passed_data_have_the_curvature_of_the_exact_operator() {
             }
         }
     }
+}
+
+#[test]
+fn sums_in_single_precision_lose_small_eigenvalues_alone() {
+    let (c, mask, cells) = (curvature(2, 4.0), all(), Columns::Cells { cells: CELLS });
+    let double = full(&c, &mask);
+    let counted = Counted { precision: Precision::F32, ..Counted::all(&mask) };
+    let (single, _) = c.normal_matrix(&model(), &counted, &cells, None).unwrap();
+    let mut differ = false;
+    for j in 0..CELLS {
+        for i in j..CELLS {
+            let (a, b) = (single.lower[(i, j)], double.lower[(i, j)]);
+            let scale = (double.lower[(i, i)] * double.lower[(j, j)]).sqrt();
+            assert!((a - b).abs() <= 1e-6 * scale, "({i}, {j}): {a:e} {b:e}");
+            differ |= a != b;
+        }
+    }
+    assert!(differ, "both were summed alike");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use ndarray::{ArrayView1, s};
 /// Some rows of the Jacobian over the columns, one after the other, in the order of their times.
 pub struct Panel {
     /// The rows.
-    pub values: Vec<f64>,
+    pub values: Vec<f32>,
 }
 
 /// Share of a trace's largest entry below which its first rows, before any arrival, are left out.
@@ -65,8 +65,9 @@ impl Traces<'_> {
             let silent = self.rows.count - rows.len() / self.columns.len().max(1);
             for (i, row) in rows.chunks_exact(self.columns.len().max(1)).enumerate() {
                 order.push(silent + i);
-                values.extend(row.iter().map(|&x| f64::from(x)));
-                values.extend(self.extra.map(|e| sample(&e.data.slice(s![shot, .., r]), self.rows.time(silent + i))));
+                values.extend(row);
+                let time = self.rows.time(silent + i);
+                values.extend(self.extra.map(|e| sample(&e.data.slice(s![shot, .., r]), time) as f32));
             }
         }
         Panel { values: in_order(&values, width, &order) }
@@ -123,7 +124,7 @@ impl Traces<'_> {
 }
 
 /// Rows in the order of their keys.
-fn in_order(rows: &[f64], width: usize, keys: &[usize]) -> Vec<f64> {
+fn in_order(rows: &[f32], width: usize, keys: &[usize]) -> Vec<f32> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by_key(|&i| keys[i]);
     order.iter().flat_map(|&i| &rows[i * width..][..width]).copied().collect()

@@ -21,7 +21,7 @@ use super::terms::Terms;
 use crate::curvature::{Counted, Symmetric};
 use crate::misfit::{FilteredL2, Misfit, MisfitSpec};
 use crate::reg::{Regulariser, RegulariserSpec};
-use crate::wave::Evaluation;
+use crate::wave::{Evaluation, Precision};
 use crate::{Error, Model, Observed, Result};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,8 @@ fn inner() -> usize {
     4
 }
 
+/// Assumed noise from which on the normal matrix may be summed in single precision.
+const SINGLE: f64 = 5e-4;
 /// Standard deviation of a step of `vmin`, m/s.
 pub(super) const VMIN_STEP: f64 = 50.0;
 /// How many times the noise asked for the data rms may be before steps at the rms itself come between.
@@ -273,7 +275,7 @@ impl<'a, 'i> Problem<'a, 'i> {
                 self.stage.name
             )));
         }
-        let h = self.normal_matrix(&from.model, state)?;
+        let h = self.normal_matrix(&from.model, noise, state)?;
         let begin = std::time::Instant::now();
         let x = self.solve(&from, &h, noise)?;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
@@ -338,11 +340,12 @@ impl<'a, 'i> Problem<'a, 'i> {
     }
 
     /// `J' J` over the unknowns and `vmin`, the last row.
-    fn normal_matrix(&self, model: &Model, state: &mut State) -> Result<Symmetric> {
+    fn normal_matrix(&self, model: &Model, noise: f64, state: &mut State) -> Result<Symmetric> {
         let begin = std::time::Instant::now();
         let (curvature, engine) = (self.inversion.curvature()?, self.inversion.engine(self.stage));
         let (filter, receiver_step) = (self.filter.as_ref(), self.newton.receiver_step);
-        let counted = Counted { mask: &self.data.mask, filter, receiver_step };
+        let precision = if noise < SINGLE { Precision::F64 } else { Precision::F32 };
+        let counted = Counted { mask: &self.data.mask, filter, receiver_step, precision };
         let h = self.space.normal_matrix(curvature, engine, model, &counted)?;
         state.ledger.normal_matrices += 1;
         state.ledger.stage_normal_matrices += 1;
