@@ -71,6 +71,19 @@ fn measures_and_goes_on_where_it_was_cut_off() {
         run(bench(dir.path()).args(["--families", "Style_A", "-n", "1", "--resume", "--time-limit", "900"]));
     assert!(code == 0 && err.contains("Style_A 0: MAE"), "{err}");
     assert_eq!(cases(&json).len(), 3);
+    // and so are recipes with less in them
+    let (code, _, err) = run(bench(dir.path()).args([
+        "--families",
+        "Style_A",
+        "-n",
+        "1",
+        "--resume",
+        "--without",
+        "source-row,rounding",
+    ]));
+    assert!(code == 0 && err.contains("Style_A 0: MAE"), "{err}");
+    let all = cases(&json);
+    assert!(all.len() == 4 && all[3].result != c.result, "{all:?}");
 }
 
 #[test]
@@ -90,6 +103,7 @@ fn maps_and_gathers_of_files() {
         (vec!["--maps", "FlatVel_A=map.npy", "--maps", "FlatVel_A=other.npy"], "given two files"),
         (vec!["--maps", "FlatVel_A=gather.npy"], "expected velocity maps"),
         (vec!["--families", "Marmousi"], "is no family"),
+        (vec!["--without", "salt"], "is no ingredient; there are prior-start"),
         (vec!["--maps", "FlatVel_A"], "write FAMILY=FILE"),
     ] {
         let (code, _, err) = run(bench(dir).arg("--force").args(&arguments));

@@ -11,7 +11,7 @@ use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_l
 use super::recipe_choice::{Choice, load, without_recipe};
 use clap::Subcommand;
 use fwi::family::bench::{Case, Coverage};
-use fwi::family::{Recipe, classify};
+use fwi::family::{Ingredient, Recipe, classify};
 use fwi::invert::{Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks};
 use fwi::io::{Gathers, Limits};
 use fwi::misfit::L2;
@@ -65,6 +65,10 @@ struct Families {
     /// the group that the gather is found to be of; else the default stages]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
+    /// Leave ingredients out of the recipes, to see what they are worth: prior-start, prior-mean, continuation,
+    /// gauss-newton, patches, rounding, source-row, fallbacks
+    #[arg(long, value_name = "INGREDIENT,..", value_delimiter = ',', value_parser = parse_ingredient)]
+    without: Vec<Ingredient>,
     /// Pairs that L-BFGS remembers
     #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
     memory: usize,
@@ -93,6 +97,10 @@ struct Families {
 }
 
 fn parse_family(text: &str) -> std::result::Result<Family, String> {
+    text.parse().map_err(|e: Error| e.to_string())
+}
+
+fn parse_ingredient(text: &str) -> std::result::Result<Ingredient, String> {
     text.parse().map_err(|e: Error| e.to_string())
 }
 
@@ -260,7 +268,10 @@ impl Bench<'_> {
         let settings = self.settings();
         let class = prediction.map(|p| classify(&self.survey, observed, p));
         let chosen = self.choice.settle(class.as_ref().zip(prediction), self.survey.dt)?;
-        chosen.map_or_else(|| Ok(without_recipe(&settings)), |c| c.attempts(&settings, self.survey.dt))
+        let Some(chosen) = chosen else { return Ok(without_recipe(&settings)) };
+        let less = |recipe: Recipe| recipe.without(&self.args.without);
+        let chain = less(chosen.recipe)?.chain(self.survey.dt)?;
+        chain.into_iter().map(|recipe| Ok(Attempt::new(less(recipe)?, &settings))).collect()
     }
 
     /// A case, and whether the file had it already.
@@ -279,11 +290,11 @@ impl Bench<'_> {
         let prediction = self.prior.as_ref().map(|p| predict_one(&*p.prior, &observed)).transpose()?;
         let attempts = self.attempts(&observed, prediction.as_ref())?;
         let first = match &prediction {
-            Some(p) => {
+            Some(p) if !self.args.without.contains(&Ingredient::PriorStart) => {
                 let start = Start::Map(p.velocity.mapv(f64::from));
                 FirstStart { start, name: "prior".into(), confidence: confidence(p) }
             }
-            None => FirstStart { start: Start::Gradient, name: "gradient".into(), confidence: None },
+            _ => FirstStart { start: Start::Gradient, name: "gradient".into(), confidence: None },
         };
         let evaluation_seconds = self.time_evaluation(&first.start, &observed)?;
         let make = |settings: &Settings| self.inversion(&observed, truth, settings);
@@ -323,7 +334,8 @@ impl Bench<'_> {
 
     /// All but the stages of a recipe.
     fn settings(&self) -> Settings {
-        Settings { memory: self.args.memory, time_limit: self.args.time_limit, ..Settings::default() }
+        let pin_sources = !self.args.without.contains(&Ingredient::SourceRow);
+        Settings { memory: self.args.memory, time_limit: self.args.time_limit, pin_sources, ..Settings::default() }
     }
 
     /// Seconds of an evaluation at the start; the first one, which takes memory, does not count.
@@ -342,7 +354,8 @@ impl Bench<'_> {
         let prior = self.prior.as_ref().map(|p| p.prior.describe());
         let engines = (self.coarse.arithmetic(), self.fine.as_ref().map(|f| f.arithmetic()));
         let options = (self.args.engine.threads, &self.args.prior_options, self.args.uncertainty);
-        hash.update(format!("{:?}{prior:?}{engines:?}{options:?}", self.settings()).as_bytes());
+        let without = &self.args.without;
+        hash.update(format!("{:?}{prior:?}{engines:?}{options:?}{without:?}", self.settings()).as_bytes());
         match &self.choice {
             Choice::Recipe(chosen) => hash.update(format!("{:?}", chosen.recipe).as_bytes()),
             _ => Recipe::names().filter_map(|n| Recipe::text(n).ok()).for_each(|text| hash.update(text.as_bytes())),

@@ -122,6 +122,9 @@ fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
             lines.push(spec.build(ones.dim(), Some(&ones), Some(&ones))?.describe());
         }
     }
+    if let Some(step) = stage.newton.as_ref().map(|n| n.receiver_step).filter(|step| *step > 1) {
+        lines.push(format!("normal matrices from one receiver in {step}"));
+    }
     if let Some(until) = stage.until {
         lines.push(format!("samples before {until} s"));
     }

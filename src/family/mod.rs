@@ -1,10 +1,12 @@
 //! The families of maps, and what the data alone tell about the family of a map.
 
+mod ablation;
 pub mod bench;
 mod classify;
 mod names;
 mod recipe;
 
+pub use ablation::Ingredient;
 pub use classify::{ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, two_largest_patches};
 pub use names::Family;
 pub use recipe::{Recipe, RecipeStart};
