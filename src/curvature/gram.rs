@@ -118,14 +118,15 @@ impl Gram {
         }
         let first: Vec<Vec<usize>> = pool
             .map(panels.len(), |p| self.columns.iter().map(|c| first_sounding(&panels[p].values, self.n, c)).collect());
-        let doubled = match self.precision {
+        let doubled: Vec<Vec<f64>> = match self.precision {
             Precision::F32 => vec![],
             Precision::F64 => pool.map(panels.len(), |p| panels[p].values.iter().map(|&x| f64::from(x)).collect()),
         };
         let flops = pool.map(self.tiles.len(), |t| {
             let (i, j, tile) = &self.tiles[t];
             let mut tile = tile.lock().unwrap_or_else(|e| e.into_inner());
-            let mut single = Mat::<f32>::zeros(0, 0);
+            let (h, w) = (tile.nrows(), tile.ncols());
+            let mut single = if doubled.is_empty() { Mat::zeros(h, w) } else { Mat::zeros(0, 0) };
             let mut flops = 0.0;
             for (p, first) in first.iter().enumerate() {
                 let silent = first[*i].max(first[*j]) * self.n;
@@ -133,19 +134,13 @@ impl Gram {
                 if count == 0 {
                     continue;
                 }
-                flops += (if i == j { 1.0 } else { 2.0 }) * (tile.nrows() * tile.ncols() * count) as f64;
+                flops += (if i == j { 1.0 } else { 2.0 }) * (h * w * count) as f64;
                 match doubled.get(p) {
                     None => {
-                        if single.ncols() == 0 {
-                            single = Mat::zeros(tile.nrows(), tile.ncols());
-                        }
                         self.square(&panels[p].values[silent..], (*i, *j), Accum::Replace, single.as_mut());
                         add(&mut tile, &single, i == j);
                     }
-                    Some(rows) => {
-                        let rows: &Vec<f64> = rows;
-                        self.square(&rows[silent..], (*i, *j), Accum::Add, tile.as_mut());
-                    }
+                    Some(rows) => self.square(&rows[silent..], (*i, *j), Accum::Add, tile.as_mut()),
                 }
             }
             flops
