@@ -18,3 +18,5 @@ mkdir -p out/tiny/held-out out/tiny/unlabelled
 "$python" -m recipe.export out/tiny/model.pt out/tiny/prior --config configs/tiny.toml
 "$fwi" prior inspect out/tiny/prior/model.onnx
 "$fwi" prior predict "$here/../examples/data/gather.npy" --prior out/tiny/prior/model.onnx -o out/tiny/predicted.npy
+# a prior that was exported can be trained on
+"$python" -m recipe.train configs/tiny.toml --start out/tiny/prior/model.onnx --out out/tiny-on --samples 640

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from .data import Pool, read_hdf5
 from .evaluate import evaluate, table
 from .model import Prior, Shape
+from .restore import restore
 
 
 class Master:
@@ -74,10 +75,11 @@ class Master:
 
 
 def half(model):
-    """Weights in bfloat16; the statistics that standardise the inputs stay f32."""
-    mean, scale = model.mean, model.scale
+    """Weights in bfloat16; what makes the inputs stays f32."""
+    exact = dict(model.named_buffers())
     model.to(torch.bfloat16)
-    model.mean, model.scale = mean, scale
+    for name, buffer in exact.items():
+        setattr(model, name, buffer)
     return model
 
 
@@ -117,6 +119,8 @@ def train(config, read=read_hdf5):
     held_out = [read(path, shape.every) for path in config["held_out"]]
     model = Prior(shape)
     model.standardise(pool.batch(min(512, len(pool)))[0])
+    if "start" in config:
+        restore(model, Path(config["start"]))
     model = half(model).to(device)
     master = Master(model, config)
     state = {"samples": 0, "seconds": 0.0, "steps": 0}
@@ -177,12 +181,14 @@ def main():
     parser.add_argument("config", type=Path)
     parser.add_argument("--threads", type=int, help="CPU threads [default: all cores]")
     parser.add_argument("--samples", type=int, help="train on this many samples in place of the configuration's")
+    parser.add_argument("--start", type=Path, help="an exported prior whose weights to begin with, in place of the configuration's")
+    parser.add_argument("--out", type=Path, help="folder of the run, in place of the configuration's")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     config = tomllib.loads(args.config.read_text())
-    if args.samples:
-        config["samples"] = args.samples
+    given = {"samples": args.samples, "start": args.start, "out": args.out}
+    config |= {key: value for key, value in given.items() if value is not None}
     train(config)
 
 
