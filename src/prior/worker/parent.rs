@@ -38,7 +38,8 @@ pub struct Isolated {
 }
 
 impl Isolated {
-    /// Starts `program arguments..`, which must call [`serve`], and has it open the network, see [`Network::open`].
+    /// Starts `program arguments..`, which must call [`serve`](super::serve), and has it open the network, see
+    /// [`Network::open`](super::super::Network::open).
     ///
     /// Errors: those of the network; [`Error::Input`] also when the child dies of it or takes too much time.
     pub fn open(
@@ -60,7 +61,7 @@ impl Isolated {
         &self.info
     }
 
-    /// What stood in the way of a library of ONNX Runtime that was found, see [`Runtime::choose`].
+    /// What stood in the way of a library of ONNX Runtime that was found, see [`Runtime::choose`](super::super::Runtime::choose).
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
