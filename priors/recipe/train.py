@@ -119,12 +119,12 @@ def train(config, read=read_hdf5):
     held_out = [read(path, shape.every) for path in config["held_out"]]
     model = Prior(shape)
     model.standardise(pool.batch(min(512, len(pool)))[0])
-    if "start" in config:
+    checkpoint = out / "checkpoint.pt"
+    if "start" in config and not checkpoint.exists():
         restore(model, Path(config["start"]))
     model = half(model).to(device)
     master = Master(model, config)
     state = {"samples": 0, "seconds": 0.0, "steps": 0}
-    checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device)
         master.load(saved["master"])
