@@ -149,22 +149,11 @@ fn constrain(families: &mut [(Family, f64)], flat: bool) {
 /// Probabilities by the texture of a map: layers are flat nearly everywhere, Style maps are nowhere flat, and Style_B's
 /// neighbouring differences change faster than Style_A's.
 fn from_texture(map: &Array2<f32>) -> Vec<(Family, f64)> {
-    let (nz, nx) = map.dim();
-    let mut steps = Vec::with_capacity(nz * nx);
-    let mut bends = 0.0f64;
-    for z in 0..nz {
-        for x in 1..nx {
-            steps.push((map[[z, x]] - map[[z, x - 1]]).abs());
-            if x + 1 < nx {
-                bends += f64::from((map[[z, x + 1]] - 2.0 * map[[z, x]] + map[[z, x - 1]]).abs());
-            }
-        }
-    }
-    let total: f64 = steps.iter().map(|s| f64::from(*s)).sum();
+    let steps: Vec<f32> = map.rows().into_iter().flat_map(|r| differences(&r.to_vec())).map(f32::abs).collect();
     let rough = steps.iter().filter(|s| **s > FLAT_STEP).count() as f64 / steps.len().max(1) as f64;
     let logistic = |x: f64| 1.0 / (1.0 + (-x).exp());
     let style = logistic((rough - ROUGH_SHARE) * 20.0);
-    let sharp = logistic((bends / total.max(1e-9) - SHARP_RATIO) * 20.0);
+    let sharp = logistic((roughness(map) - SHARP_RATIO) * 20.0);
     let layered = (1.0 - style) / 8.0;
     Family::ALL
         .into_iter()
@@ -174,6 +163,22 @@ fn from_texture(map: &Array2<f32>) -> Vec<(Family, f64)> {
             _ => (family, layered),
         })
         .collect()
+}
+
+/// Mean second difference along the rows of a map (nz, nx) over the mean first one: about 0.5 for Style_A, 1 for Style_B.
+pub fn roughness(map: &Array2<f32>) -> f64 {
+    let (mut steps, mut bends) = (0.0, 0.0);
+    let sum = |x: &[f32]| x.iter().map(|d| f64::from(d.abs())).sum::<f64>();
+    for row in map.rows() {
+        let first = differences(&row.to_vec());
+        steps += sum(&first);
+        bends += sum(&differences(&first));
+    }
+    bends / steps.max(1e-9)
+}
+
+fn differences(row: &[f32]) -> Vec<f32> {
+    row.windows(2).map(|w| w[1] - w[0]).collect()
 }
 
 /// Horizontal steps above this are no rounding of a flat part, m/s.

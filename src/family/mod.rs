@@ -7,7 +7,7 @@ mod names;
 mod recipe;
 
 pub use ablation::Ingredient;
-pub use classify::{ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, two_largest_patches};
+pub use classify::{ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, roughness, two_largest_patches};
 pub use names::Family;
 pub use recipe::{Recipe, RecipeStart};
 

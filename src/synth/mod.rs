@@ -107,14 +107,7 @@ mod tests {
     /// sqrt(3) / 3.48 = 0.50, which an inverted Style_A map of OpenFWI shows, too; a Style_B map shows 1.05.
     #[test]
     fn style_maps_are_as_rough_as_real_ones() {
-        let roughness = |m: &Array2<f32>| {
-            let rows = || m.rows().into_iter().map(|r| r.to_vec());
-            let first: f32 = rows().flat_map(|r| r.windows(2).map(|w| (w[1] - w[0]).abs()).collect::<Vec<_>>()).sum();
-            let second: f32 =
-                rows().flat_map(|r| r.windows(3).map(|w| (w[2] - 2.0 * w[1] + w[0]).abs()).collect::<Vec<_>>()).sum();
-            second / first
-        };
-        let mean = |family| some(family).iter().map(roughness).sum::<f32>() / 60.0;
+        let mean = |family| some(family).iter().map(crate::family::roughness).sum::<f64>() / 60.0;
         let (smooth, sharp) = (mean(Family::StyleA), mean(Family::StyleB));
         assert!((0.4..0.56).contains(&smooth), "{smooth}");
         assert!((0.8..1.2).contains(&sharp), "{sharp}");
