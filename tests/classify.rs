@@ -1,6 +1,6 @@
 //! Families and groups: from a gather and a prediction.
 
-use fwi::family::{Group, classify, two_largest_patches};
+use fwi::family::{Group, classify, is_texture, two_largest_patches};
 use fwi::prior::Prediction;
 use fwi::wave::{CpuOptions, build};
 use fwi::{Family, Model, Observed, Survey, synth};
@@ -73,6 +73,10 @@ fn texture_tells_style_from_layers() {
         let n = right(family, &|g| matches!(g, Group::Layered | Group::TwoVelocities));
         assert!(n >= 38, "{family}: {n} of 40");
     }
+    // what a stage for one kind of maps asks
+    let textures = |family| (0..40).filter(|&i| is_texture(&synth::draw(family, 6, i).mapv(f64::from))).count();
+    assert!(textures(Family::StyleA) >= 38 && textures(Family::StyleB) >= 38);
+    assert!(textures(Family::CurveVelB) <= 2 && textures(Family::CurveFaultA) <= 2);
     let (a, b) = (right(Family::StyleA, &|g| g == Group::StyleA), right(Family::StyleB, &|g| g == Group::StyleB));
     assert!(a >= 30 && b >= 30, "{a} and {b} of 40");
 }

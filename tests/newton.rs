@@ -3,7 +3,7 @@
 
 use fwi::family::{Recipe, RecipeStart};
 use fwi::invert::{
-    Attempt, FirstStart, Inversion, Observer, Outcome, Settings, Stage, Start, State, StopReason,
+    Attempt, FirstStart, Inversion, Kind, Observer, Outcome, Settings, Stage, Start, State, StopReason,
     invert_with_fallbacks, resume_with_fallbacks,
 };
 use fwi::misfit::MisfitSpec;
@@ -30,6 +30,7 @@ name = "edges"
 vmin = "tied"
 [stage.newton]
 noise = [0.05, 0.03, 0.02]
+polish = 3
 regularisers = [{ kind = "tv", scale = 30, epsilon = 2 }, { kind = "gaussian-process", mean = "stage", sigma = 100.0, length = 2.0, white = 100.0 }]
 
 [[stage]]
@@ -181,6 +182,52 @@ fn a_recipe_gives_the_same_bits_whatever_the_threads_and_interruptions() {
     let (resumed, runs) = piecemeal(&one, &attempts);
     assert!(runs >= 7, "{runs}");
     assert!(timeless(&whole) == timeless(&resumed), "interruptions change the outcome");
+}
+
+/// A step of Gauss-Newton, and the same with evaluations of L-BFGS behind it, its factor their preconditioner.
+#[test]
+fn polishing_lowers_what_a_step_leaves() {
+    const STEP: &str = r#"
+name = "step"
+about = "A test's"
+[[stage]]
+name = "cells"
+[stage.newton]
+noise = [0.01]
+inner = 1
+polish = 0
+regularisers = [{ kind = "gaussian-process", mean = "start", sigma = 150.0, length = 2.0, white = 20.0 }]
+
+[[stage]]
+name = "for flat maps alone"
+only = "patches"
+max_evals = 1
+"#;
+    let bench = Bench::new(2);
+    let run = |polish: u64, most: Option<u64>| {
+        let text = STEP.replace("polish = 0", &format!("polish = {polish}"));
+        let settings = Settings { max_evals: most, ..Settings::default() };
+        let attempt = Attempt::new(Recipe::parse(&text, 1e-3).unwrap(), &settings);
+        invert_with_fallbacks(&[attempt], &first(), &bench.inversion(2), &mut ()).unwrap()
+    };
+    let (plain, polished) = (run(0, None), run(12, None));
+    println!(
+        "{:.2e} after {}, {:.2e} after {}",
+        plain.data_rms, plain.evaluations, polished.data_rms, polished.evaluations
+    );
+    assert!(polished.data_rms < 0.5 * plain.data_rms);
+    // a step evaluates its beginning and at most five shares, then what it may for polishing
+    let stage = &polished.stages[0];
+    assert!(stage.evaluations <= (1 + 5 + 12) * stage.normal_matrices && stage.evaluations > plain.evaluations);
+    assert!(
+        matches!(polished.stages[1].stop, StopReason::OtherKind { kind: Kind::Texture }),
+        "{}",
+        polished.stages[1].stop
+    );
+
+    // where evaluations end within the polishing, the best of them is kept
+    let (cut, step) = (run(12, Some(6)), run(0, Some(2)));
+    assert!(cut.evaluations == 6 && cut.data_rms < step.data_rms, "{:.2e} {:.2e}", cut.data_rms, step.data_rms);
 }
 
 #[test]

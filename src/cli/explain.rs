@@ -131,6 +131,12 @@ fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
     if let Some(limit) = stage.skip_below {
         lines.push(format!("left out where the data rms is {limit:e} already"));
     }
+    if let Some(kind) = stage.only {
+        lines.push(format!("left out unless the map is one of {kind}"));
+    }
+    if let Some(most) = stage.newton.as_ref().map(|n| n.polish).filter(|most| *most > 0) {
+        lines.push(format!("each step polished by L-BFGS, {most} evaluations at most"));
+    }
     if let Some(target) = stage.target_rms {
         lines.push(format!("until a data rms of {target:e}"));
     }

@@ -9,7 +9,7 @@
 //!
 //! So the whole Jacobian of 5 x 70 traces follows from 75 simulations in place of 4,900. The data hold nothing above some
 //! 50 Hz: fields are kept at every ninth step, multiplied in frequency (`spectra.rs`), folded from the padding onto the
-//! map's edge cells, which it copies, brought back to time at about every twelfth sample (`traces.rs`), and squared at once:
+//! map's edge cells, which it copies, brought back to time at about every tenth or twelfth sample (`traces.rs`), and squared at once:
 //! the Jacobian as a whole never exists. Its products are in f32, their sums `J' J` in f64 (`gram.rs`): the normal matrix
 //! stays that of a matrix within rounding of `J`, positive semidefinite to the last eigenvalue. Where the assumed noise hides
 //! the small ones anyway, f32 sums take half the time.
@@ -43,13 +43,16 @@ pub struct CurvatureOptions {
     pub threads: usize,
     /// Cells of the padding, on each side, whose share is taken into account; more than there are takes all.
     pub margin: usize,
-    /// Steps between the rows of a trace, about: a trace's rows share its samples evenly.
+    /// Steps between the rows of a trace, about, where sums are in f32: a trace's rows share its samples evenly.
     pub every: f64,
+    /// The same where sums are in f64: then small eigenvalues matter, and what rows above their Nyquist frequency take for
+    /// something else hides them.
+    pub every_double: f64,
 }
 
 impl Default for CurvatureOptions {
     fn default() -> Self {
-        Self { threads: 0, margin: usize::MAX, every: 12.0 }
+        Self { threads: 0, margin: usize::MAX, every: 12.0, every_double: 10.0 }
     }
 }
 
@@ -110,21 +113,25 @@ pub struct Curvature {
     region: Region,
     timing: Timing,
     every: f64,
+    every_double: f64,
 }
 
 impl Curvature {
     /// For a survey; errors when it makes no sense.
     pub fn new(survey: &Survey, options: &CurvatureOptions) -> Result<Self> {
         survey.validate()?;
-        if !(options.every.is_finite() && options.every > 0.0) {
-            return Err(Error::Usage(format!("rows are taken every so many steps, not every {}", options.every)));
+        for every in [options.every, options.every_double] {
+            if !(every.is_finite() && every > 0.0) {
+                return Err(Error::Usage(format!("rows are taken every so many steps, not every {every}")));
+            }
         }
         let timing = Timing::new(survey);
         let long = Survey { nt: timing.steps, ..survey.clone() };
         let pool = Pool::new(options.threads);
         let cpu = CpuOptions { threads: options.threads, ..CpuOptions::default() };
         let region = Region::new(survey, options.margin);
-        Ok(Self { survey: survey.clone(), long: build(long, &cpu)?, pool, region, timing, every: options.every })
+        let CurvatureOptions { every, every_double, .. } = *options;
+        Ok(Self { survey: survey.clone(), long: build(long, &cpu)?, pool, region, timing, every, every_double })
     }
 
     /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
@@ -152,7 +159,11 @@ impl Curvature {
         let (survey, region) = (&self.survey, &self.region);
         let timing = &filter.map_or_else(|| self.timing.clone(), |f| self.timing.passing(f, survey.dt));
         let sources = self.sources(timing, model, &parts)?;
-        let rows = timing.rows(mask.nt, self.every, filter, survey.dt);
+        let every = match counted.precision {
+            Precision::F32 => self.every,
+            Precision::F64 => self.every_double,
+        };
+        let rows = timing.rows(mask.nt, every, filter, survey.dt);
         let filtered = extra.zip(filter).map(|(e, f)| f.record(e, mask));
         let extra = filtered.as_ref().or(extra);
         let traces = Traces { survey, timing, region, model, mask, columns, sources, rows, extra };
@@ -180,7 +191,7 @@ impl Curvature {
         let (cells, n) = ((survey.nz * survey.nx) as u64, unknowns as u64);
         let (shots, region) = (survey.sources.len() as u64, self.region.cells() as u64);
         let spectrum = 2 * self.timing.frequencies as u64;
-        let rows = self.timing.rows(survey.nt, self.every, None, survey.dt).count as u64;
+        let rows = self.timing.rows(survey.nt, self.every.min(self.every_double), None, survey.dt).count as u64;
         let fields = self.timing.steps.div_ceil(self.timing.level) as u64 * region * 4;
         let (down, across) = survey.padded_shape();
         // single-precision fields of a simulation, and one in double for the visitor

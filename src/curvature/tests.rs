@@ -32,7 +32,8 @@ fn model() -> Model {
 }
 
 fn curvature(threads: usize, every: f64) -> Curvature {
-    Curvature::new(&survey(), &CurvatureOptions { threads, every, ..CurvatureOptions::default() }).unwrap()
+    let options = CurvatureOptions { threads, every, every_double: every, ..CurvatureOptions::default() };
+    Curvature::new(&survey(), &options).unwrap()
 }
 
 fn all() -> Mask {

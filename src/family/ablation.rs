@@ -119,10 +119,10 @@ fn forget_mean(stage: &mut Stage) {
     }
 }
 
-/// The steps of a stage that belongs to the continuation of total variation over cells.
+/// The steps of a stage that belongs to the continuation of total variation over cells; polished ones are an end of their own.
 fn steps_of_continuation(stage: &Stage) -> Option<&Newton> {
     let varies = |n: &&Newton| n.regularisers.iter().any(|r| matches!(r, RegulariserSpec::Tv { .. }));
-    stage.newton.as_ref().filter(|n| n.unknowns == Unknowns::Cells).filter(varies)
+    stage.newton.as_ref().filter(|n| n.unknowns == Unknowns::Cells && n.polish == 0).filter(varies)
 }
 
 fn at_once(stages: Vec<Stage>) -> Vec<Stage> {

@@ -149,10 +149,8 @@ fn constrain(families: &mut [(Family, f64)], flat: bool) {
 /// Probabilities by the texture of a map: layers are flat nearly everywhere, Style maps are nowhere flat, and Style_B's
 /// neighbouring differences change faster than Style_A's.
 fn from_texture(map: &Array2<f32>) -> Vec<(Family, f64)> {
-    let steps: Vec<f32> = map.rows().into_iter().flat_map(|r| differences(&r.to_vec())).map(f32::abs).collect();
-    let rough = steps.iter().filter(|s| **s > FLAT_STEP).count() as f64 / steps.len().max(1) as f64;
     let logistic = |x: f64| 1.0 / (1.0 + (-x).exp());
-    let style = logistic((rough - ROUGH_SHARE) * 20.0);
+    let style = logistic((rough_share(map) - ROUGH_SHARE) * 20.0);
     let sharp = logistic((roughness(map) - SHARP_RATIO) * 20.0);
     let layered = (1.0 - style) / 8.0;
     Family::ALL
@@ -163,6 +161,17 @@ fn from_texture(map: &Array2<f32>) -> Vec<(Family, f64)> {
             _ => (family, layered),
         })
         .collect()
+}
+
+/// Whether a map (nz, nx), m/s, changes from cell to cell along most of its rows, as Style maps do and layers do not.
+pub fn is_texture(map: &Array2<f64>) -> bool {
+    rough_share(&map.mapv(|v| v as f32)) > ROUGH_SHARE
+}
+
+/// Share of the steps along the rows of a map that are no rounding of a flat part.
+fn rough_share(map: &Array2<f32>) -> f64 {
+    let steps: Vec<f32> = map.rows().into_iter().flat_map(|r| differences(&r.to_vec())).map(f32::abs).collect();
+    steps.iter().filter(|s| **s > FLAT_STEP).count() as f64 / steps.len().max(1) as f64
 }
 
 /// Mean second difference along the rows of a map (nz, nx) over the mean first one: about 0.5 for Style_A, 1 for Style_B.

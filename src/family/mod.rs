@@ -7,7 +7,9 @@ mod names;
 mod recipe;
 
 pub use ablation::Ingredient;
-pub use classify::{ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, roughness, two_largest_patches};
+pub use classify::{
+    ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, is_texture, roughness, two_largest_patches,
+};
 pub use names::Family;
 pub use recipe::{Recipe, RecipeStart};
 

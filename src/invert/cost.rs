@@ -59,8 +59,8 @@ impl Stage {
         let limit = self.max_evals.unwrap_or(u64::MAX);
         let unknowns = most_unknowns(newton.unknowns, &newton.regularisers, survey)? + 1;
         Ok(StageCost {
-            evaluations: (2 * steps).min(limit),
-            most_evaluations: Some((TRIALS * most_steps).min(limit) + rounding),
+            evaluations: ((2 + newton.polish) * steps).min(limit),
+            most_evaluations: Some(((TRIALS + newton.polish) * most_steps).min(limit) + rounding),
             normal_matrices: steps,
             most_normal_matrices: most_steps,
             most_products: products * most_steps,

@@ -1,8 +1,8 @@
 //! L-BFGS behind argmin's solver interface, with argmin's More-Thuente line search.
 //!
 //! The two-loop recursion (Nocedal and Wright, 2006, algorithm 7.4) begins with a given diagonal times the scalar of the
-//! last pair; pairs without positive curvature are not kept. A trial that is no number is approached more closely; when
-//! no trial lowers the cost the memory is cleared once and steepest descent (in the diagonal's metric) tried.
+//! last pair, or with the inverse of a matrix whose factor is known; pairs without positive curvature are not kept. A trial
+//! that is no number is approached more closely; when no trial lowers the cost the memory is cleared once and steepest descent (in the diagonal's metric) tried.
 //!
 //! argmin's own L-BFGS has no such diagonal, which is worth a factor of six in the misfit after 60 evaluations; it
 //! keeps pairs of negative curvature after a line search that gave up, and loses the problem when one fails. Its
@@ -20,13 +20,31 @@ use std::collections::VecDeque;
 /// argmin's state for this solver: variables, gradient, cost.
 pub type Iterate = IterState<Vec<f64>, Vec<f64>, (), (), (), f64>;
 
+/// The first guess at the inverse Hessian.
+pub trait Metric {
+    /// Whether it is the inverse Hessian's in size, too, so that a full step is tried first.
+    const WHOLE: bool;
+
+    /// Applies it to a vector in place.
+    fn apply(&self, v: &mut [f64]);
+}
+
+/// A diagonal, known up to a factor.
+impl Metric for Vec<f64> {
+    const WHOLE: bool = false;
+
+    fn apply(&self, v: &mut [f64]) {
+        v.iter_mut().zip(self).for_each(|(v, m)| *v *= m);
+    }
+}
+
 /// The solver: its metric and the pairs it has gathered. All that a resumed run needs, next to the iterate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Lbfgs {
+pub struct Lbfgs<M = Vec<f64>> {
     memory: usize,
     first_step: f64,
-    /// Diagonal of the first guess at the inverse Hessian, up to a factor.
-    metric: Vec<f64>,
+    /// The first guess at the inverse Hessian.
+    metric: M,
     pairs: VecDeque<Pair>,
     /// Largest change of a variable in the last accepted step: how far a restart's first trial goes.
     reach: f64,
@@ -47,33 +65,15 @@ const WIDTH: f64 = 1e-4;
 /// A pair must have `s . y` above this times `|s| |y|`, or the curvature it tells is noise.
 const CURVATURE: f64 = 1e-10;
 
-impl Lbfgs {
-    /// A solver that remembers `memory` pairs. The first trial moves no variable further than `first_step`, that after
-    /// a restart no further than the last accepted step did. `metric`, one positive number a variable, is large where a variable must move far to be felt.
-    ///
-    /// # Panics
-    /// When the metric holds a number that is not positive and finite.
-    pub fn new(metric: Vec<f64>, memory: usize, first_step: f64) -> Self {
-        assert!(metric.iter().all(|m| m.is_finite() && *m > 0.0), "a metric is positive");
-        Self { memory, first_step, metric, pairs: VecDeque::new(), reach: first_step, restarts: 0 }
+impl<M: Metric> Lbfgs<M> {
+    /// A solver whose first guess at the inverse Hessian is that of the problem in size, too: it tries full steps.
+    pub fn preconditioned(metric: M, memory: usize) -> Self {
+        Self { memory, first_step: f64::INFINITY, metric, pairs: VecDeque::new(), reach: f64::INFINITY, restarts: 0 }
     }
 
     /// How often the memory was cleared because no step along the direction lowered the cost.
     pub fn restarts(&self) -> u64 {
         self.restarts
-    }
-
-    /// Number of variables.
-    pub(super) fn dim(&self) -> usize {
-        self.metric.len()
-    }
-
-    /// Whether a solver read from a file has these settings and vectors of their length.
-    pub(super) fn fits(&self, like: &Self) -> bool {
-        let n = like.metric.len();
-        (&self.metric, self.memory, self.first_step) == (&like.metric, like.memory, like.first_step)
-            && self.pairs.len() <= self.memory
-            && self.pairs.iter().all(|p| p.s.len() == n && p.y.len() == n)
     }
 
     /// Minus the quasi-Newton inverse Hessian times the gradient.
@@ -85,9 +85,14 @@ impl Lbfgs {
             add(&mut d, -a, &p.y);
             weights.push(a);
         }
-        d.iter_mut().zip(&self.metric).for_each(|(d, m)| *d *= m);
+        self.metric.apply(&mut d);
         let factor = match self.pairs.back() {
-            Some(p) => dot(&p.s, &p.y) / p.y.iter().zip(&self.metric).map(|(y, m)| y * m * y).sum::<f64>(),
+            _ if M::WHOLE => 1.0,
+            Some(p) => {
+                let mut hy = p.y.clone();
+                self.metric.apply(&mut hy);
+                dot(&p.s, &p.y) / dot(&p.y, &hy)
+            }
             None => self.reach / d.iter().fold(0.0f64, |m, d| m.max(d.abs())),
         };
         d.iter_mut().for_each(|d| *d *= factor);
@@ -109,6 +114,31 @@ impl Lbfgs {
     }
 }
 
+impl Lbfgs {
+    /// A solver that remembers `memory` pairs. The first trial moves no variable further than `first_step`, that after
+    /// a restart no further than the last accepted step did. `metric`, one positive number a variable, is large where a variable must move far to be felt.
+    ///
+    /// # Panics
+    /// When the metric holds a number that is not positive and finite.
+    pub fn new(metric: Vec<f64>, memory: usize, first_step: f64) -> Self {
+        assert!(metric.iter().all(|m| m.is_finite() && *m > 0.0), "a metric is positive");
+        Self { memory, first_step, metric, pairs: VecDeque::new(), reach: first_step, restarts: 0 }
+    }
+
+    /// Number of variables.
+    pub(super) fn dim(&self) -> usize {
+        self.metric.len()
+    }
+
+    /// Whether a solver read from a file has these settings and vectors of their length.
+    pub(super) fn fits(&self, like: &Self) -> bool {
+        let n = like.metric.len();
+        (&self.metric, self.memory, self.first_step) == (&like.metric, like.memory, like.first_step)
+            && self.pairs.len() <= self.memory
+            && self.pairs.iter().all(|p| p.s.len() == n && p.y.len() == n)
+    }
+}
+
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -117,8 +147,9 @@ fn add(d: &mut [f64], factor: f64, v: &[f64]) {
     d.iter_mut().zip(v).for_each(|(d, v)| *d += factor * v);
 }
 
-impl<O> Solver<O, Iterate> for Lbfgs
+impl<O, M> Solver<O, Iterate> for Lbfgs<M>
 where
+    M: Metric,
     O: CostFunction<Param = Vec<f64>, Output = f64> + Gradient<Param = Vec<f64>, Gradient = Vec<f64>>,
 {
     fn name(&self) -> &str {
@@ -336,6 +367,37 @@ mod tests {
     fn the_first_trial_moves_no_variable_further_than_told() {
         let solver = Lbfgs::new(vec![1.0, 4.0, 2.0], 5, 30.0);
         assert_eq!(solver.direction(&[2.0, -1.0, 0.0]), [-15.0, 30.0, 0.0]);
+    }
+
+    /// `x' A x / 2 - b' x` with a full `A`.
+    struct Bowl;
+
+    const A: [[f64; 3]; 3] = [[4.0, 1.0, 0.0], [1.0, 3.0, -1.0], [0.0, -1.0, 1e3]];
+
+    impl CostFunction for Bowl {
+        type Param = Vec<f64>;
+        type Output = f64;
+        fn cost(&self, x: &Vec<f64>) -> Result<f64, Error> {
+            Ok(A.iter().zip(x).map(|(row, xi)| xi * (0.5 * dot(row, x) - 1.0)).sum())
+        }
+    }
+
+    impl Gradient for Bowl {
+        type Param = Vec<f64>;
+        type Gradient = Vec<f64>;
+        fn gradient(&self, x: &Vec<f64>) -> Result<Vec<f64>, Error> {
+            Ok(A.iter().map(|row| dot(row, x) - 1.0).collect())
+        }
+    }
+
+    #[test]
+    fn one_step_is_enough_with_the_inverse_hessian() {
+        let matrix = faer::Mat::from_fn(3, 3, |i, j| A[i][j]);
+        let solver = Lbfgs::preconditioned(matrix.llt(faer::Side::Lower).unwrap(), 5);
+        let start = |s: Iterate| s.param(vec![7.0, -3.0, 2.0]).max_iters(1);
+        let result = Executor::new(Bowl, solver).configure(start).ctrlc(false).run().unwrap();
+        let x = result.state.get_best_param().unwrap().clone();
+        assert!(Bowl.gradient(&x).unwrap().iter().all(|g| g.abs() < 1e-9), "{x:?}");
     }
 
     #[test]

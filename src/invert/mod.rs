@@ -20,6 +20,7 @@ mod newton_solve;
 mod newton_space;
 mod objective;
 mod outcome;
+mod polish;
 mod rounding;
 mod run;
 mod settings;
@@ -39,7 +40,7 @@ pub use outcome::{AttemptSummary, Observer, Outcome, Progress, StageSummary, Sto
 pub use rounding::Round;
 pub use run::Inversion;
 pub use settings::Settings;
-pub use stage::{Stage, Stall, Vmin, default_schedule, prior_schedule};
+pub use stage::{Kind, Stage, Stall, Vmin, default_schedule, prior_schedule};
 pub use start::{Start, source_velocities};
 pub use state::State;
 pub use uncertainty::{LEAST_NOISE, Uncertainty};

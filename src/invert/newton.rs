@@ -44,6 +44,11 @@ pub struct Newton {
     /// good to a part in a thousand. Each takes Born modelling and an adjoint.
     #[serde(default)]
     pub exact: usize,
+    /// Evaluations, at most, that follow a step: L-BFGS on the true objective, whose first guess at the inverse Hessian is the
+    /// step's factor. They make up for what is approximate in the normal matrix, as [`exact`](Self::exact) does, and for what
+    /// is not linear.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub polish: u64,
     /// Of the receivers, every how many-th is simulated for the normal matrix and counts for those around it, too; the
     /// gradient always takes them all. Steps cost in proportion to the receivers taken; early ones are none the worse for it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
@@ -52,6 +57,10 @@ pub struct Newton {
 
 fn one() -> usize {
     1
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 fn is_one(n: &usize) -> bool {
@@ -89,6 +98,12 @@ impl Newton {
         if self.exact > 1000 {
             return Err(Error::Usage(format!("Gauss-Newton takes 0 to 1000 exact iterations, not {}", self.exact)));
         }
+        if self.polish > 100_000 {
+            return Err(Error::Usage(format!(
+                "Gauss-Newton takes 0 to 100000 evaluations of polish, not {}",
+                self.polish
+            )));
+        }
         if self.receiver_step == 0 {
             return Err(Error::Usage(
                 "Gauss-Newton takes every receiver (1), every second (2) and so on, not 0".into(),
@@ -103,6 +118,7 @@ impl Newton {
 }
 
 /// A model with its misfit and its prior's negative logarithm.
+#[derive(Clone)]
 pub(super) struct At {
     pub(super) model: Model,
     pub(super) evaluation: Evaluation,
@@ -111,7 +127,7 @@ pub(super) struct At {
 
 impl At {
     /// The objective under an assumed noise.
-    fn cost(&self, noise: f64) -> f64 {
+    pub(super) fn cost(&self, noise: f64) -> f64 {
         let cost = self.evaluation.value / noise.powi(2) + self.prior;
         if cost.is_nan() { f64::INFINITY } else { cost }
     }
@@ -140,7 +156,7 @@ pub(super) struct Problem<'a, 'i> {
     pub(super) regularisers: Vec<Box<dyn Regulariser>>,
     pub(super) space: Space,
     index: usize,
-    clock: Clock,
+    pub(super) clock: Clock,
 }
 
 impl<'i> Inversion<'i> {
@@ -277,7 +293,8 @@ impl<'a, 'i> Problem<'a, 'i> {
         }
         let h = self.normal_matrix(&from.model, noise, state)?;
         let begin = std::time::Instant::now();
-        let x = self.solve(&from, &h, noise)?;
+        let (x, factor) = self.solve(&from, &h, noise)?;
+        drop(h);
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
         let change = self.space.push(&x);
         let mut taken = None;
@@ -287,12 +304,18 @@ impl<'a, 'i> Problem<'a, 'i> {
             }
             let trial = self.evaluate(&self.bounded(&from.model.plus(share, &change)), state)?;
             if trial.cost(noise) < cost {
-                taken = Some(trial);
+                taken = Some((share, trial));
                 break;
             }
         }
+        if self.newton.polish > 0 {
+            let (share, at) = taken.take().unwrap_or_else(|| (0.0, from.clone()));
+            let x = x.iter().map(|x| share * x).collect();
+            let at = self.polish(&from.model, x, at, factor, noise, limits, state)?;
+            taken = (at.cost(noise) < cost).then_some((share, at));
+        }
         let fell = taken.is_some();
-        let to = taken.unwrap_or(from);
+        let to = taken.map_or(from, |(_, trial)| trial);
         let largest = state.entry.model.vp.iter().zip(&to.model.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         let (misfit, data_rms) = (to.evaluation.value, to.evaluation.data_rms);
         let (score, after) = (data_rms, self.rms(&to));
@@ -315,13 +338,13 @@ impl<'a, 'i> Problem<'a, 'i> {
         Ok(Ok(Taken { between, fell, from: before, to: after }))
     }
 
-    fn bounded(&self, m: &Model) -> Model {
+    pub(super) fn bounded(&self, m: &Model) -> Model {
         let (low, high) = self.inversion.settings().bounds;
         Model { vp: m.vp.mapv(|v| v.clamp(low, high)), vmin: m.vmin.clamp(low, high) }
     }
 
     /// A model that the scheme cannot compute costs infinitely much.
-    fn evaluate(&self, model: &Model, state: &mut State) -> Result<At> {
+    pub(super) fn evaluate(&self, model: &Model, state: &mut State) -> Result<At> {
         let one = std::slice::from_ref(model);
         let observed = std::slice::from_ref(&self.data);
         let engine = self.inversion.engine(self.stage);

@@ -42,8 +42,8 @@ impl Problem<'_, '_> {
 
     /// The unknowns' change that minimises the linearised data and the regularisers, by Newton steps on the majorised
     /// regularisers; unknowns at a bound are held there as far as the gradient pushes them out (Bertsekas 1982, projected Newton
-    /// methods), others that leave the bounds from the next of these steps on.
-    pub(super) fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<Vec<f64>> {
+    /// methods), others that leave the bounds from the next of these steps on. The factor is the last of these steps'.
+    pub(super) fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<(Vec<f64>, Llt<f64>)> {
         let (weight, inner) = (noise.powi(-2), self.newton.inner);
         let mut x = vec![0.0; h.len()];
         let mut held = self.pushed_out(from, h, weight);
@@ -52,13 +52,14 @@ impl Problem<'_, '_> {
             let beyond = if step < inner + HOLDS { self.beyond(from, &x, h, weight, &held) } else { vec![] };
             let done = beyond.is_empty() && (step >= inner || moved < STILL);
             held.extend(beyond);
-            match self.newton.exact {
-                _ if !done => (),
-                0 => break,
-                _ => return self.correct(from, x, (&prior, &factor), weight, &held),
+            if done {
+                if self.newton.exact > 0 {
+                    x = self.correct(from, x, (&prior, &factor), weight, &held)?;
+                }
+                return Ok((x, factor));
             }
         }
-        Ok(x)
+        unreachable!("steps end when their number is reached")
     }
 
     /// The unknowns at a bound that the gradient pushes beyond it.
@@ -191,7 +192,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn preconditioned(factor: &Llt<f64>, x: &[f64]) -> Vec<f64> {
+pub(super) fn preconditioned(factor: &Llt<f64>, x: &[f64]) -> Vec<f64> {
     let mut y = Mat::from_fn(x.len(), 1, |i, _| x[i]);
     factor.solve_in_place(y.as_mut());
     y.col_as_slice(0).to_vec()

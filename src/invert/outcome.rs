@@ -1,5 +1,6 @@
 //! What an inversion hands back, why it stopped, and what it tells while it runs.
 
+use super::stage::Kind;
 use super::state::State;
 use crate::{Model, Result};
 use ndarray::Array2;
@@ -35,6 +36,11 @@ pub enum StopReason {
     Skipped {
         /// The data rms, in their units.
         rms: f64,
+    },
+    /// The stage was left out: it is not for maps of this kind.
+    OtherKind {
+        /// What the map consists of.
+        kind: Kind,
     },
     /// The stage ended so far from the data that nothing can come of those after it.
     Abandoned {
@@ -74,6 +80,7 @@ impl fmt::Display for StopReason {
             Self::Converged => write!(f, "converged: the gradient is zero within the bounds"),
             Self::Completed { steps } => write!(f, "all {steps} steps were taken"),
             Self::Skipped { rms } => write!(f, "left out: the data rms is {rms:.3e} already"),
+            Self::OtherKind { kind } => write!(f, "left out: the map is one of {kind}"),
             Self::Abandoned { rms, limit } => {
                 write!(f, "given up: a stage ended at a data rms of {rms:.3e}, not within {limit:.1e}")
             }

@@ -84,6 +84,6 @@ impl Inversion<'_> {
 
     /// Whether a stage ended of itself, so that its map may be rounded.
     pub(super) fn may_round(halt: &Halt) -> bool {
-        matches!(halt, Halt::Stage(stop) if !matches!(stop, StopReason::Skipped { .. }))
+        matches!(halt, Halt::Stage(stop) if !matches!(stop, StopReason::Skipped { .. } | StopReason::OtherKind { .. }))
     }
 }

@@ -3,7 +3,7 @@
 use super::objective::{Clock, Halt, mean_absolute_error};
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::settings::Settings;
-use super::stage::Stage;
+use super::stage::{Kind, Stage};
 use super::start::{Start, source_velocities};
 use super::state::{Best, Finished, Ledger, State};
 use crate::curvature::{Curvature, CurvatureOptions};
@@ -255,13 +255,14 @@ impl<'a> Inversion<'a> {
         let mut carried = None;
         loop {
             let stage = &self.settings.stages[state.stage];
-            let halt = match &stage.newton {
-                _ if self.skips(&mut state, stage)? => {
+            let left_out = self.left_out(&mut state, stage)?;
+            let halt = match (left_out, &stage.newton) {
+                (Some(why), _) => {
                     state.ledger.best = Some(state.entry.clone());
-                    Halt::Stage(StopReason::Skipped { rms: state.entry.data_rms })
+                    Halt::Stage(why)
                 }
-                Some(newton) => self.run_newton(&mut state, stage, newton, clock, observer)?,
-                None => self.run_stage(&mut state, carried.take(), clock, observer)?,
+                (None, Some(newton)) => self.run_newton(&mut state, stage, newton, clock, observer)?,
+                (None, None) => self.run_stage(&mut state, carried.take(), clock, observer)?,
             };
             let mut best = state.ledger.best.take().unwrap_or_else(|| state.entry.clone());
             let mut rounded = match &stage.round {
@@ -310,15 +311,23 @@ impl<'a> Inversion<'a> {
         }
     }
 
-    /// Whether a stage that has not begun is left out.
-    fn skips(&self, state: &mut State, stage: &Stage) -> Result<bool> {
-        let Some(limit) = stage.skip_below.filter(|_| state.at.is_none() && state.step == 0) else { return Ok(false) };
+    /// Why a stage that has not begun is left out, if it is.
+    fn left_out(&self, state: &mut State, stage: &Stage) -> Result<Option<StopReason>> {
+        let begun = state.at.is_some() || state.step > 0;
+        if begun || (stage.skip_below.is_none() && stage.only.is_none()) {
+            return Ok(None);
+        }
         if state.entry.data_rms.is_nan() {
             let one = std::slice::from_ref(&state.entry.model);
             let synthetic = self.engine(stage).forward(one)?.remove(0);
             state.entry.data_rms = self.data(stage).rms(&synthetic);
         }
-        Ok(state.entry.data_rms <= limit)
+        let rms = state.entry.data_rms;
+        if stage.skip_below.is_some_and(|limit| rms <= limit) {
+            return Ok(Some(StopReason::Skipped { rms }));
+        }
+        let kind = Kind::of(&state.entry.model.vp);
+        Ok(stage.only.filter(|only| *only != kind).map(|_| StopReason::OtherKind { kind }))
     }
 
     fn outcome(&self, state: State, best: Best, stop: StopReason, clock: Clock) -> Outcome {
@@ -351,7 +360,7 @@ impl<'a> Inversion<'a> {
             .stages
             .iter()
             .map(|g| {
-                let when = (g.skip_below, g.until, g.abandon_above);
+                let when = (g.skip_below, g.only, g.until, g.abandon_above);
                 ((g.misfit, g.smoothing, g.vmin, g.refined, when), (&g.newton, &g.lbfgs, g.round))
             })
             .collect();

@@ -5,7 +5,9 @@ use super::rounding::Round;
 use super::variables::QuasiNewton;
 use crate::misfit::MisfitSpec;
 use crate::{Error, Result};
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// How the sponge's velocity is treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +18,35 @@ pub enum Vmin {
     Free,
     /// `min(vp)`, as the data's makers have it; its derivative goes to the slowest cell.
     Tied,
+}
+
+/// What a map consists of, as far as it is known when a stage begins: a prior may have been wrong about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Areas of one velocity, or of one that changes slowly: layers.
+    Patches,
+    /// Changes from cell to cell nearly everywhere: Style maps.
+    Texture,
+}
+
+impl Kind {
+    /// That of a map (nz, nx), m/s.
+    pub fn of(map: &Array2<f64>) -> Self {
+        match crate::family::is_texture(map) {
+            true => Self::Texture,
+            false => Self::Patches,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(match self {
+            Self::Patches => "patches",
+            Self::Texture => "texture",
+        })
+    }
 }
 
 /// When a stage has had its share: the misfit fell by less than a fraction over some iterations.
@@ -61,6 +92,9 @@ pub struct Stage {
     /// Leaves the stage out where its first model fits the data to this rms, in their units, or better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_below: Option<f64>,
+    /// Leaves the stage out where its first map is of another kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<Kind>,
     /// Ends the inversion where the stage ends with a data rms above this, in their units: it went into another basin, and
     /// a recipe's fall-back comes sooner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,6 +124,7 @@ impl Stage {
             refined: false,
             until: None,
             skip_below: None,
+            only: None,
             abandon_above: None,
             newton: None,
             lbfgs: None,
