@@ -36,12 +36,12 @@ struct Objective<'o, 'a, 'i> {
     base: &'o Model,
     noise: f64,
     limits: &'o EvaluationLimits<'o>,
-    /// Evaluations that are left.
     live: RefCell<Live<'o>>,
 }
 
 struct Live<'o> {
     state: &'o mut State,
+    /// Evaluations that are left.
     left: u64,
     /// The points of the running line search.
     points: Vec<(Vec<f64>, At)>,
