@@ -34,6 +34,15 @@ polish = 3
 regularisers = [{ kind = "tv", scale = 30, epsilon = 2 }, { kind = "gaussian-process", mean = "stage", sigma = 100.0, length = 2.0, white = 100.0 }]
 
 [[stage]]
+name = "areas"
+vmin = "tied"
+[stage.newton]
+linear = "squared-slowness"
+noise = [0.02, 0.01]
+areas = { step = 8, min_area = 6 }
+regularisers = [{ kind = "tv", scale = 10, epsilon = 1 }]
+
+[[stage]]
 name = "patches"
 vmin = "tied"
 round = { spacing = 1, step = 8, min_area = 6, accept = 2e-5 }
@@ -330,4 +339,45 @@ regularisers = [{ kind = "tv", scale = 2000, epsilon = 1, across = 0 }]
     let found = invert_with_fallbacks(&[attempt], &first, &bench.inversion(2), &mut ()).unwrap();
     found.stages.iter().for_each(|s| println!("{}: rms {:.2e}, {:?}, {}", s.name, s.data_rms, s.rounded, s.stop));
     assert_eq!(found.mae, Some(0.0));
+}
+
+/// Steps of one stage over cells under total variation, from the blurred map.
+fn steps(newton: &str) -> Attempt {
+    let text = format!(
+        r#"
+name = "steps"
+about = "A test's"
+[[stage]]
+name = "edges"
+vmin = "tied"
+[stage.newton]
+{newton}
+regularisers = [{{ kind = "tv", scale = 10, epsilon = 1 }}]
+"#
+    );
+    Attempt::new(Recipe::parse(&text, 1e-3).unwrap(), &Settings::default())
+}
+
+#[test]
+fn data_are_more_linear_in_squared_slowness() {
+    let bench = Bench::new(1);
+    let run = |linear: &str| {
+        let attempt = steps(&format!("linear = \"{linear}\"\nnoise = [0.02, 0.005]"));
+        invert_with_fallbacks(&[attempt], &first(), &bench.inversion(1), &mut ()).unwrap()
+    };
+    let rms = ["velocity", "squared-slowness"].map(|linear| run(linear).data_rms);
+    assert!(rms[1] < 0.7 * rms[0], "{rms:?}");
+}
+
+#[test]
+fn areas_are_found_to_the_cell() {
+    let bench = Bench::new(1);
+    let head = "linear = \"squared-slowness\"\nnoise = [0.05, 0.01, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4]\n";
+    let run = |more: &str| {
+        let attempt = steps(&format!("{head}{more}"));
+        invert_with_fallbacks(&[attempt], &first(), &bench.inversion(1), &mut ()).unwrap()
+    };
+    let (without, with) = (run(""), run("areas = { step = 10, min_area = 6 }"));
+    assert!(with.mae.unwrap() < 0.1 && without.mae.unwrap() > 1.0, "{:?} {:?}", with.mae, without.mae);
+    assert_eq!(with.stages[0].stop, StopReason::Settled);
 }

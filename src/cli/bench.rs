@@ -66,7 +66,7 @@ struct Families {
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
     /// Leave ingredients out of the recipes, to see what they are worth: prior-start, prior-mean, continuation,
-    /// gauss-newton, patches, rounding, source-row, fallbacks
+    /// gauss-newton, squared-slowness, patches, rounding, source-row, fallbacks
     #[arg(long, value_name = "INGREDIENT,..", value_delimiter = ',', value_parser = parse_ingredient)]
     without: Vec<Ingredient>,
     /// Pairs that L-BFGS remembers
@@ -309,6 +309,7 @@ impl Bench<'_> {
             let deviations = make(&kept.settings)?.uncertainty(&outcome, None)?.deviations;
             case.coverage = Some(Coverage::of(&deviations, &outcome.model.vp, truth));
         }
+        case.soon_mae = watch.soon_mae(&case);
         watch.ended(&case);
         Ok((case, false))
     }

@@ -4,7 +4,7 @@ use super::recipe_choice::Chosen;
 use super::tell;
 use fwi::curvature::{Curvature, CurvatureOptions};
 use fwi::family::RecipeStart;
-use fwi::invert::{Attempt, Stage, StageCost, Unknowns};
+use fwi::invert::{Attempt, Linear, Stage, StageCost, Unknowns};
 use fwi::misfit::MisfitSpec;
 use fwi::{Result, Survey};
 use ndarray::Array2;
@@ -121,6 +121,14 @@ fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
         for spec in regularisers {
             lines.push(spec.build(ones.dim(), Some(&ones), Some(&ones))?.describe());
         }
+    }
+    if let Some(newton) = &stage.newton {
+        lines.extend(match newton.linear {
+            Linear::Velocity => None,
+            Linear::Slowness => Some("data taken to be linear in slowness".into()),
+            Linear::SquaredSlowness => Some("data taken to be linear in squared slowness".into()),
+        });
+        lines.extend(newton.areas.map(|_| "every step ends in areas of one velocity: each cell is given to one".into()));
     }
     if let Some(step) = stage.newton.as_ref().map(|n| n.receiver_step).filter(|step| *step > 1) {
         lines.push(format!("normal matrices from one receiver in {step}"));

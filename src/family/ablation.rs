@@ -1,7 +1,7 @@
 //! What a recipe's ingredients are worth: recipes with some of them left out.
 
 use super::Recipe;
-use crate::invert::{Newton, QuasiNewton, Stage, Unknowns};
+use crate::invert::{Linear, Newton, QuasiNewton, Stage, Unknowns};
 use crate::reg::{Mean, RegulariserSpec};
 use crate::{Error, Result};
 use std::fmt;
@@ -25,7 +25,9 @@ pub enum Ingredient {
     Continuation,
     /// Gauss-Newton steps: L-BFGS minimises the last objective of each such stage.
     GaussNewton,
-    /// Stages over flat patches.
+    /// Steps that are linear in squared slowness: they are linear in velocity.
+    SquaredSlowness,
+    /// Stages over flat patches, and those that end in areas.
     Patches,
     /// Rounding to whole numbers.
     Rounding,
@@ -37,11 +39,12 @@ pub enum Ingredient {
 
 impl Ingredient {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PriorStart,
         Self::PriorMean,
         Self::Continuation,
         Self::GaussNewton,
+        Self::SquaredSlowness,
         Self::Patches,
         Self::Rounding,
         Self::SourceRow,
@@ -55,6 +58,7 @@ impl Ingredient {
             Self::PriorMean => "prior-mean",
             Self::Continuation => "continuation",
             Self::GaussNewton => "gauss-newton",
+            Self::SquaredSlowness => "squared-slowness",
             Self::Patches => "patches",
             Self::Rounding => "rounding",
             Self::SourceRow => "source-row",
@@ -90,6 +94,9 @@ impl Recipe {
                 Ingredient::PriorMean => self.stages.iter_mut().for_each(forget_mean),
                 Ingredient::Continuation => self.stages = at_once(std::mem::take(&mut self.stages)),
                 Ingredient::GaussNewton => self.stages.iter_mut().for_each(by_lbfgs),
+                Ingredient::SquaredSlowness => {
+                    self.stages.iter_mut().flat_map(|s| &mut s.newton).for_each(|n| n.linear = Linear::Velocity);
+                }
                 Ingredient::Patches => self.stages.retain(|s| !is_over_patches(s)),
                 Ingredient::Rounding => self.stages.iter_mut().for_each(|s| s.round = None),
                 Ingredient::Fallbacks => self.fallback = None,
@@ -122,7 +129,7 @@ fn forget_mean(stage: &mut Stage) {
 /// The steps of a stage that belongs to the continuation of total variation over cells; polished ones are an end of their own.
 fn steps_of_continuation(stage: &Stage) -> Option<&Newton> {
     let varies = |n: &&Newton| n.regularisers.iter().any(|r| matches!(r, RegulariserSpec::Tv { .. }));
-    stage.newton.as_ref().filter(|n| n.unknowns == Unknowns::Cells && n.polish == 0).filter(varies)
+    stage.newton.as_ref().filter(|n| n.unknowns == Unknowns::Cells && n.polish == 0 && n.areas.is_none()).filter(varies)
 }
 
 fn at_once(stages: Vec<Stage>) -> Vec<Stage> {
@@ -151,7 +158,7 @@ fn by_lbfgs(stage: &mut Stage) {
 
 fn is_over_patches(stage: &Stage) -> bool {
     let patches = |u: &Unknowns| matches!(u, Unknowns::Patches { .. });
-    stage.newton.as_ref().is_some_and(|n| patches(&n.unknowns))
+    stage.newton.as_ref().is_some_and(|n| n.areas.is_some() || patches(&n.unknowns))
         || stage.lbfgs.as_ref().is_some_and(|q| patches(&q.unknowns))
 }
 

@@ -20,6 +20,9 @@ pub fn contest_gathers(family: Family) -> f64 {
 /// Largest error of a cell that counts as exact, m/s.
 pub const EXACT: f64 = 0.5;
 
+/// Seconds after which [`Case::soon_mae`] is taken.
+pub const SOON: f64 = 120.0;
+
 /// How far a map is from the true one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MapError {
@@ -102,6 +105,10 @@ pub struct Case {
     pub evaluation_seconds: f64,
     /// Wall time of the inversion, s.
     pub seconds: f64,
+    /// Mean absolute error, m/s, of the map that fitted best [`SOON`] seconds after the start: the result's where that came
+    /// sooner, none where no iteration did.
+    #[serde(default)]
+    pub soon_mae: Option<f64>,
     /// Why it ended.
     pub stop_reason: String,
     /// Of the standard deviations, where asked for.
@@ -142,6 +149,7 @@ impl Case {
             curvature_seconds: outcome.curvature_seconds,
             evaluation_seconds,
             seconds: outcome.seconds,
+            soon_mae: None,
             stop_reason: outcome.stop.to_string(),
             coverage: None,
         }
@@ -237,6 +245,7 @@ mod tests {
             curvature_seconds: 3.0,
             evaluation_seconds: 0.25,
             seconds: 8.0,
+            soon_mae: None,
             stop_reason: String::new(),
             coverage: None,
         }

@@ -9,12 +9,14 @@
 //! [`Inversion::run`] begins at a [`Start`], [`Inversion::resume`] at a [`State`] that an [`Observer`] was handed; the
 //! resumed run gives the same bits as one that never stopped.
 
+mod areas;
 mod batch;
 mod cost;
 mod encoding;
 mod fallback;
 pub mod lbfgs;
 mod lbfgs_stage;
+mod linear;
 mod newton;
 mod newton_solve;
 mod newton_space;
@@ -31,9 +33,11 @@ mod terms;
 mod uncertainty;
 mod variables;
 
+pub use areas::Areas;
 pub use batch::{Task, bytes_per_inversion, invert_many};
 pub use cost::{StageCost, newton_bytes};
 pub use fallback::{Attempt, FirstStart, invert_with_fallbacks, resume_with_fallbacks};
+pub use linear::Linear;
 pub use newton::Newton;
 pub use newton_space::Unknowns;
 pub use outcome::{AttemptSummary, Observer, Outcome, Progress, StageSummary, StopReason};

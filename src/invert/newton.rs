@@ -11,6 +11,9 @@
 //! short and smooth: its lowering is the continuation that keeps an inversion out of other basins, as frequencies are for
 //! L-BFGS. Low-passed data, `F r` and `F J`, continue in frequency besides. `s` is an rms in the data's units; gathers of OpenFWI have 1e-5 of their own.
 
+use super::areas::Areas;
+use super::linear::Linear;
+use super::newton_solve::Solution;
 use super::newton_space::{Space, Unknowns};
 use super::objective::{Clock, EvaluationLimits, Halt, mean_absolute_error};
 use super::outcome::{Observer, Progress, StopReason};
@@ -37,6 +40,9 @@ pub struct Newton {
     /// Negative log priors of the map.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub regularisers: Vec<RegulariserSpec>,
+    /// What of a velocity the data are taken to be linear in.
+    #[serde(default, skip_serializing_if = "is_velocity")]
+    pub linear: Linear,
     /// Newton steps on the majorised regularisers within a step, at most; one is enough for quadratic ones.
     #[serde(default = "inner")]
     pub inner: usize,
@@ -49,6 +55,9 @@ pub struct Newton {
     /// is not linear.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub polish: u64,
+    /// Ends every step in a map of areas, where the unknowns are cells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub areas: Option<Areas>,
     /// Of the receivers, every how many-th is simulated for the normal matrix and counts for those around it, too; the
     /// gradient always takes them all. Steps cost in proportion to the receivers taken; early ones are none the worse for it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
@@ -67,6 +76,10 @@ fn is_one(n: &usize) -> bool {
     *n == 1
 }
 
+fn is_velocity(linear: &Linear) -> bool {
+    *linear == Linear::Velocity
+}
+
 fn inner() -> usize {
     4
 }
@@ -83,6 +96,10 @@ pub(super) const MOST_BETWEEN: usize = 5;
 const WORTH: f64 = 0.95;
 /// Shares of a step that are tried.
 const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
+/// A map of areas may raise the data rms by this factor within a step.
+const GUESS_MAY_COST: f64 = 30.0;
+/// Largest change of a cell, m/s, from one map of areas to the next that is the same.
+const SAME: f64 = 0.5;
 /// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
 
@@ -112,6 +129,12 @@ impl Newton {
         if self.inner == 0 || self.inner > 100 {
             return Err(Error::Usage(format!("Gauss-Newton takes 1 to 100 inner steps, not {}", self.inner)));
         }
+        if let Some(areas) = &self.areas {
+            areas.validate()?;
+            if self.unknowns != Unknowns::Cells || self.polish > 0 {
+                return Err(Error::Usage("areas take cells as unknowns and no polish".into()));
+            }
+        }
         self.regularisers.iter().try_for_each(|r| r.validate())?;
         self.unknowns.validate(&self.regularisers)
     }
@@ -139,6 +162,8 @@ struct Taken {
     between: bool,
     /// Whether the objective fell.
     fell: bool,
+    /// Whether it led to a map of areas, and that is the one before.
+    settled: bool,
     /// Rms of the residual, as the stage filters it, before and after.
     from: f64,
     to: f64,
@@ -200,6 +225,9 @@ impl<'i> Inversion<'i> {
             }
             state.seconds = clock.seconds();
             observer.checkpoint(state)?;
+            if taken.settled {
+                return Ok(Halt::Stage(StopReason::Settled));
+            }
         }
     }
 
@@ -230,6 +258,11 @@ impl<'i> Inversion<'i> {
     }
 }
 
+/// Largest change of a cell, m/s.
+fn largest_change(from: &Model, to: &Model) -> f64 {
+    from.vp.iter().zip(&to.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
 impl Stage {
     /// Whether steps at the data rms may come between two noises: the samples of low-passed data count for far fewer, so
     /// that their rms is no noise to assume.
@@ -239,7 +272,8 @@ impl Stage {
 
     /// Whether the stage took a map to be flat where the data say that it is not: what it began with fits them better.
     pub(super) fn guessed_wrongly(&self, now: &Best, begin: &Best) -> bool {
-        let guesses = self.newton.as_ref().is_some_and(|n| matches!(n.unknowns, Unknowns::Patches { .. }));
+        let is_guess = |n: &Newton| n.areas.is_some() || matches!(n.unknowns, Unknowns::Patches { .. });
+        let guesses = self.newton.as_ref().is_some_and(is_guess);
         guesses && self.until.is_none() && now.data_rms > FLAT_MAY_COST * begin.data_rms
     }
 }
@@ -293,34 +327,49 @@ impl<'a, 'i> Problem<'a, 'i> {
         }
         let h = self.normal_matrix(&from.model, noise, state)?;
         let begin = std::time::Instant::now();
-        let (x, factor) = self.solve(&from, &h, noise)?;
-        drop(h);
+        let Solution { x, factor, prior } = self.solve(&from, &h, noise)?;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-        let change = self.space.push(&x);
         let mut taken = None;
         for share in SHARES {
             if let Some(halt) = limits.halt(&state.ledger, &self.clock) {
                 return Ok(Err(halt));
             }
-            let trial = self.evaluate(&self.bounded(&from.model.plus(share, &change)), state)?;
+            let part: Vec<f64> = x.iter().map(|x| share * x).collect();
+            let trial = self.evaluate(&self.bounded(&self.moved(&from.model, &part)), state)?;
             if trial.cost(noise) < cost {
-                taken = Some((share, trial));
+                taken = Some(trial);
                 break;
             }
         }
         if self.newton.polish > 0 {
-            let (share, at) = taken.take().unwrap_or_else(|| (0.0, from.clone()));
-            let x = x.iter().map(|x| share * x).collect();
-            let at = self.polish(&from.model, x, at, factor, noise, limits, state)?;
-            taken = (at.cost(noise) < cost).then_some((share, at));
+            let at = self.polish(taken.unwrap_or_else(|| from.clone()), factor, noise, limits, state)?;
+            taken = Some(at).filter(|at| at.cost(noise) < cost);
+        }
+        let (mut settled, mut guessed) = (false, false);
+        if let Some(areas) = &self.newton.areas {
+            let begin = std::time::Instant::now();
+            let near = taken.as_ref().unwrap_or(&from);
+            let guess = self.in_areas(areas, (&from.model, &near.model), h, noise, &prior)?;
+            state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
+            let guess = self.evaluate(&guess, state)?;
+            // its misfit tells little as long as a few cells are on the wrong side: the next step shows which
+            if self.rms(&guess) < GUESS_MAY_COST * self.rms(near) {
+                settled = largest_change(&from.model, &guess.model) < SAME;
+                (taken, guessed) = (Some(guess), true);
+            }
         }
         let fell = taken.is_some();
-        let to = taken.map_or(from, |(_, trial)| trial);
-        let largest = state.entry.model.vp.iter().zip(&to.model.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let to = taken.unwrap_or(from);
+        let largest = largest_change(&state.entry.model, &to.model);
         let (misfit, data_rms) = (to.evaluation.value, to.evaluation.data_rms);
         let (score, after) = (data_rms, self.rms(&to));
         state.entry = Best { model: to.model, score, misfit, data_rms };
-        state.ledger.best = Some(state.entry.clone());
+        // of maps of areas the best counts in the end, not the last
+        let first = state.step == 0 && state.between == 0;
+        let better = |best: &Best| guessed && state.entry.data_rms < best.data_rms;
+        if self.newton.areas.is_none() || first || state.ledger.best.as_ref().is_none_or(better) {
+            state.ledger.best = Some(state.entry.clone());
+        }
         state.ledger.iterations += 1;
         let pulled = self.space.pull(&to.evaluation.gradient);
         observer.iteration(&Progress {
@@ -335,7 +384,15 @@ impl<'a, 'i> Problem<'a, 'i> {
             mae: self.inversion.truth_map().map(|t| mean_absolute_error(t, &state.entry.model)),
             seconds: self.clock.seconds(),
         });
-        Ok(Ok(Taken { between, fell, from: before, to: after }))
+        Ok(Ok(Taken { between, fell, settled, from: before, to: after }))
+    }
+
+    /// The model that a change of the unknowns leads to.
+    pub(super) fn moved(&self, from: &Model, x: &[f64]) -> Model {
+        let change = self.space.push(x);
+        let mut vp = from.vp.clone();
+        vp.zip_mut_with(&change.vp, |v, step| *v = self.newton.linear.moved(*v, *step));
+        Model { vp, vmin: from.vmin + change.vmin }
     }
 
     pub(super) fn bounded(&self, m: &Model) -> Model {

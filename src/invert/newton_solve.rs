@@ -1,5 +1,7 @@
 //! The linear part of a Gauss-Newton step: the unknowns' change that minimises the linearised data and the regularisers.
 
+use super::areas::Areas;
+use super::linear::Linear;
 use super::newton::{At, Problem, VMIN_STEP};
 use crate::curvature::Symmetric;
 use crate::{Error, Model, Result};
@@ -25,6 +27,16 @@ struct Held {
     weight: f64,
 }
 
+/// What the linear part of a step found.
+pub(super) struct Solution {
+    /// The unknowns' change.
+    pub x: Vec<f64>,
+    /// Of the whole curvature.
+    pub factor: Llt<f64>,
+    /// The curvature without the data's.
+    pub prior: Symmetric,
+}
+
 impl Problem<'_, '_> {
     /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
     fn factor(&self, matrix: &mut Mat<f64>) -> Result<Llt<f64>> {
@@ -43,7 +55,7 @@ impl Problem<'_, '_> {
     /// The unknowns' change that minimises the linearised data and the regularisers, by Newton steps on the majorised
     /// regularisers; unknowns at a bound are held there as far as the gradient pushes them out (Bertsekas 1982, projected Newton
     /// methods), others that leave the bounds from the next of these steps on. The factor is the last of these steps'.
-    pub(super) fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<(Vec<f64>, Llt<f64>)> {
+    pub(super) fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<Solution> {
         let (weight, inner) = (noise.powi(-2), self.newton.inner);
         let mut x = vec![0.0; h.len()];
         let mut held = self.pushed_out(from, h, weight);
@@ -56,10 +68,27 @@ impl Problem<'_, '_> {
                 if self.newton.exact > 0 {
                     x = self.correct(from, x, (&prior, &factor), weight, &held)?;
                 }
-                return Ok((x, factor));
+                return Ok(Solution { x, factor, prior });
             }
         }
         unreachable!("steps end when their number is reached")
+    }
+
+    /// The map of areas nearest to a model that a solution led to, in the metric of its quadratic.
+    pub(super) fn in_areas(
+        &self,
+        areas: &Areas,
+        (from, to): (&Model, &Model),
+        h: Symmetric,
+        noise: f64,
+        prior: &Symmetric,
+    ) -> Result<Model> {
+        let mut matrix = h;
+        for j in 0..matrix.len() {
+            let to = &mut matrix.lower.col_as_slice_mut(j)[j..];
+            to.iter_mut().zip(&prior.lower.col_as_slice(j)[j..]).for_each(|(m, p)| *m = *m * noise.powi(-2) + p);
+        }
+        Ok(self.bounded(&areas.decide(to, from, self.newton.linear, matrix)?))
     }
 
     /// The unknowns at a bound that the gradient pushes beyond it.
@@ -78,7 +107,8 @@ impl Problem<'_, '_> {
         let (low, high) = self.inversion.settings().bounds;
         let Some(velocities) = self.space.velocities(&from.model) else { return vec![] };
         let leaves = |(unknown, v): (usize, &f64)| {
-            let change = (v + x[unknown]).clamp(low, high) - v;
+            let linear = self.newton.linear;
+            let change = linear.step(*v, linear.moved(*v, x[unknown]).clamp(low, high));
             ((change - x[unknown]).abs() > STILL).then(|| hold(unknown, change, h, weight))
         };
         let known = |unknown| held.iter().any(|k| k.unknown == unknown);
@@ -110,10 +140,18 @@ impl Problem<'_, '_> {
         Ok((prior, factor, moved))
     }
 
+    /// The derivatives of the cells' velocities by their steps, from one model to another; none where all are one.
+    fn slopes(&self, from: &Model, to: &Model) -> Vec<f64> {
+        match self.newton.linear {
+            Linear::Velocity => vec![],
+            linear => from.vp.iter().zip(&to.vp).map(|(v, to)| linear.slope(*v, *to)).collect(),
+        }
+    }
+
     /// The regularisers' curvature at a change of the unknowns, and what keeps `vmin` from running away.
     fn prior_curvature(&self, from: &At, x: &[f64], held: &[Held]) -> Symmetric {
-        let at = from.model.plus(1.0, &self.space.push(x));
-        let mut lower = self.space.curvature(&self.regularisers, &at);
+        let at = self.moved(&from.model, x);
+        let mut lower = self.space.curvature(&self.regularisers, &at, &self.slopes(&from.model, &at));
         let n = lower.ncols();
         lower[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
         held.iter().for_each(|k| lower[(k.unknown, k.unknown)] += k.weight);
@@ -122,7 +160,8 @@ impl Problem<'_, '_> {
 
     /// The derivative of the linearised objective at a change `x`, with `hx = J' J x`.
     fn model_gradient(&self, from: &At, x: &[f64], hx: &[f64], weight: f64, held: &[Held]) -> Vec<f64> {
-        let at = from.model.plus(1.0, &self.space.push(x));
+        let at = self.moved(&from.model, x);
+        let slopes = self.slopes(&from.model, &at);
         let mut gradient = self.space.pull(&from.evaluation.gradient);
         gradient.iter_mut().zip(hx).for_each(|(g, hx)| *g = (*g + hx) * weight);
         if let (Some(g), Some(x)) = (gradient.last_mut(), x.last()) {
@@ -130,7 +169,9 @@ impl Problem<'_, '_> {
         }
         held.iter().for_each(|k| gradient[k.unknown] += k.weight * (x[k.unknown] - k.change));
         for r in &self.regularisers {
-            let prior = self.space.pull(&r.gradient(&at));
+            let mut prior = r.gradient(&at);
+            prior.vp.iter_mut().zip(&slopes).for_each(|(g, s)| *g *= s);
+            let prior = self.space.pull(&prior);
             gradient.iter_mut().zip(prior).for_each(|(g, p)| *g += p);
         }
         gradient

@@ -140,30 +140,22 @@ impl Space {
     }
 
     /// The curvature of the regularisers over the unknowns: its lower triangle counts. In principal directions the first
-    /// one is the process that they belong to, whose curvature there is the identity.
-    pub fn curvature(&self, regularisers: &[Box<dyn Regulariser>], at: &Model) -> Mat<f64> {
+    /// one is the process that they belong to, whose curvature there is the identity. `slopes` are the derivatives of the cells'
+    /// velocities by their unknowns, where those are not one.
+    pub fn curvature(&self, regularisers: &[Box<dyn Regulariser>], at: &Model, slopes: &[f64]) -> Mat<f64> {
         let n = at.vp.len() + 1;
         let dense = |regularisers: &[Box<dyn Regulariser>]| {
             let mut a = Mat::zeros(n, n);
             regularisers.iter().for_each(|r| r.add_curvature(at, a.as_mut()));
+            let slope = |i: usize| slopes.get(i).copied().unwrap_or(1.0);
+            for j in (0..n).filter(|_| !slopes.is_empty()) {
+                a.col_as_slice_mut(j).iter_mut().enumerate().skip(j).for_each(|(i, a)| *a *= slope(i) * slope(j));
+            }
             a
         };
         match self {
             Self::Cells(_) => dense(regularisers),
-            Self::Patches(p) => {
-                let a = dense(regularisers);
-                let mut label: Vec<usize> = p.labels.iter().map(|&l| l as usize).collect();
-                label.push(p.len());
-                let mut b = Mat::zeros(p.len() + 1, p.len() + 1);
-                for j in 0..n {
-                    for (i, &v) in a.col_as_slice(j).iter().enumerate().skip(j).filter(|(_, v)| **v != 0.0) {
-                        let (k, l) = (label[i].max(label[j]), label[i].min(label[j]));
-                        // both halves of a pair within one patch count
-                        b[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
-                    }
-                }
-                b
-            }
+            Self::Patches(p) => p.reduce(&Symmetric { lower: dense(regularisers) }),
             Self::Directions(d) => {
                 let mut b = Mat::identity(d.len() + 1, d.len() + 1);
                 b[(d.len(), d.len())] = 0.0;

@@ -30,7 +30,7 @@ impl Metric for Llt<f64> {
     }
 }
 
-/// The objective of a step as argmin sees it, over the change of the unknowns from the model that the step began with.
+/// The objective of a step as argmin sees it, over the change of the unknowns, in m/s, from the model that it begins with.
 struct Objective<'o, 'a, 'i> {
     problem: &'o Problem<'a, 'i>,
     base: &'o Model,
@@ -49,13 +49,10 @@ struct Live<'o> {
 }
 
 impl Problem<'_, '_> {
-    /// Minimises the objective from `x`, a change of the unknowns from `base` that leads to `at`, by at most as many
-    /// evaluations as the stage gives and the limits leave. Errors where the propagator does.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one step")]
+    /// Minimises the objective from a point on, by at most as many evaluations as the stage gives and the limits leave. Errors
+    /// where the propagator does.
     pub(super) fn polish(
         &self,
-        base: &Model,
-        x: Vec<f64>,
         at: At,
         factor: Llt<f64>,
         noise: f64,
@@ -63,6 +60,8 @@ impl Problem<'_, '_> {
         state: &mut State,
     ) -> Result<At> {
         let left = self.newton.polish;
+        let base = &at.model.clone();
+        let x = self.space.pull(&Model::zeros(base.vp.dim()));
         let live = Live { state, left, points: vec![(x.clone(), at)], fatal: None };
         let objective = Objective { problem: self, base, noise, limits, live: RefCell::new(live) };
         let mut solver = Lbfgs::preconditioned(factor, MEMORY);

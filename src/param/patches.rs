@@ -1,6 +1,7 @@
 //! Flat patches: connected areas of a map that share one change of velocity.
 
-use crate::curvature::Columns;
+use crate::curvature::{Columns, Symmetric};
+use faer::Mat;
 use ndarray::Array2;
 
 /// A map's cells sorted into patches; as unknowns `x`, a map is a reference plus `x[label]` in every cell.
@@ -107,6 +108,22 @@ impl Patches {
         let mut sums = vec![0.0; self.len()];
         gradient.iter().zip(&self.labels).for_each(|(g, &l)| sums[l as usize] += g);
         sums
+    }
+
+    /// `B' A B` of a symmetric matrix over cells and one unknown more, `B` what makes a map of the patches' velocities: over patches
+    /// and that unknown. The lower triangles count.
+    pub fn reduce(&self, a: &Symmetric) -> Mat<f64> {
+        let mut label: Vec<usize> = self.labels.iter().map(|&l| l as usize).collect();
+        label.push(self.len());
+        let mut b = Mat::zeros(self.len() + 1, self.len() + 1);
+        for (j, &l) in label.iter().enumerate() {
+            for (i, &v) in a.lower.col_as_slice(j).iter().enumerate().skip(j).filter(|(_, v)| **v != 0.0) {
+                let (k, l) = (label[i].max(l), label[i].min(l));
+                // both halves of a pair within one patch count
+                b[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
+            }
+        }
+        b
     }
 
     /// A map with every patch at its mean.
