@@ -128,7 +128,8 @@ fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
             Linear::Slowness => Some("data taken to be linear in slowness".into()),
             Linear::SquaredSlowness => Some("data taken to be linear in squared slowness".into()),
         });
-        lines.extend(newton.areas.map(|_| "every step ends in areas of one velocity: each cell is given to one".into()));
+        lines
+            .extend(newton.areas.map(|_| "every step ends in areas of one velocity: each cell is given to one".into()));
     }
     if let Some(step) = stage.newton.as_ref().map(|n| n.receiver_step).filter(|step| *step > 1) {
         lines.push(format!("normal matrices from one receiver in {step}"));

@@ -6,9 +6,9 @@
 //! conditioned on it before the next one, as phase ambiguities are fixed in satellite geodesy (integer bootstrapping:
 //! Teunissen, GPS Solutions 2, 1998). Areas that agree become one. Cells that agree with nothing keep a velocity of their own.
 
+use super::linear::Linear;
 use crate::curvature::Symmetric;
 use crate::param::{Patches, patches};
-use super::linear::Linear;
 use crate::{Error, Model, Result};
 use faer::linalg::solvers::{DenseSolveCore, Solve};
 use faer::{Mat, Side};
@@ -45,6 +45,8 @@ const SAMPLES: f64 = 8.0;
 const COMMON: f64 = 3000.0;
 /// Unknowns, `vmin` included, above which nothing is decided: a map with so many is none of areas.
 const MOST: usize = 3000;
+/// Bytes that decisions about so many take at most: a reduced matrix, its factor and its inverse.
+pub(super) const MOST_BYTES: u64 = 3 * 8 * (MOST * MOST) as u64;
 
 impl Areas {
     /// Errors on numbers that make no sense.

@@ -1,5 +1,6 @@
 //! What a stage will take, known before it begins.
 
+use super::areas;
 use super::newton::{MOST_BETWEEN, Newton};
 use super::newton_space::Unknowns;
 use super::stage::Stage;
@@ -71,11 +72,13 @@ impl Stage {
 }
 
 /// Most bytes of a step: first those of the normal matrix, then it, the regularisers' curvature (which is made over all
-/// cells), the sum of both and its factor, which the correction of a step keeps.
+/// cells), the sum of both and its factor, which the correction of a step keeps; or the sum, the curvature, the factor and what
+/// decides about areas.
 fn bytes(newton: &Newton, n: u64, cells: u64, curvature: &Curvature) -> u64 {
     let dense = if newton.unknowns == Unknowns::Cells { 0 } else { 8 * cells * cells };
     let square = 8 * n * n;
-    curvature.bytes(n as usize).max(4 * square).max(2 * square + dense)
+    let areas = if newton.areas.is_some() { 3 * square + areas::MOST_BYTES } else { 0 };
+    curvature.bytes(n as usize).max(4 * square).max(2 * square + dense).max(areas)
 }
 
 /// Unknowns without `vmin`, at most.

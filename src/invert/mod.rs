@@ -20,6 +20,7 @@ mod linear;
 mod newton;
 mod newton_solve;
 mod newton_space;
+mod newton_step;
 mod objective;
 mod outcome;
 mod polish;

@@ -9,23 +9,21 @@
 //! with the whole normal matrix `J' J` ([`Curvature`]), the exact gradient `J' r`, and a few Newton steps on the majorised
 //! regularisers; then it goes as much of the way as lowers the true objective. A large noise `s` makes the first steps
 //! short and smooth: its lowering is the continuation that keeps an inversion out of other basins, as frequencies are for
-//! L-BFGS. Low-passed data, `F r` and `F J`, continue in frequency besides. `s` is an rms in the data's units; gathers of OpenFWI have 1e-5 of their own.
+//! L-BFGS. What `x` stands for is the stage's choice ([`Linear`]): of velocity, slowness and its square, the data are most nearly
+//! linear in the last. Low-passed data, `F r` and `F J`, continue in frequency besides. `s` is an rms in the data's units; gathers of OpenFWI have 1e-5 of their own.
 
 use super::areas::Areas;
 use super::linear::Linear;
-use super::newton_solve::Solution;
 use super::newton_space::{Space, Unknowns};
-use super::objective::{Clock, EvaluationLimits, Halt, mean_absolute_error};
-use super::outcome::{Observer, Progress, StopReason};
+use super::objective::{Clock, EvaluationLimits, Halt};
+use super::outcome::{Observer, StopReason};
 use super::run::Inversion;
 use super::stage::{Stage, Vmin};
 use super::state::{Best, State};
 use super::terms::Terms;
-use crate::curvature::{Counted, Symmetric};
 use crate::misfit::{FilteredL2, Misfit, MisfitSpec};
 use crate::reg::{Regulariser, RegulariserSpec};
-use crate::wave::{Evaluation, Precision};
-use crate::{Error, Model, Observed, Result};
+use crate::{Error, Observed, Result};
 use serde::{Deserialize, Serialize};
 
 /// The Gauss-Newton part of a [`Stage`].
@@ -84,24 +82,16 @@ fn inner() -> usize {
     4
 }
 
-/// Assumed noise from which on the normal matrix may be summed in single precision.
-const SINGLE: f64 = 5e-4;
 /// Standard deviation of a step of `vmin`, m/s.
 pub(super) const VMIN_STEP: f64 = 50.0;
-/// How many times the noise asked for the data rms may be before steps at the rms itself come between.
-const FAR: f64 = 1.5;
 /// Steps between two noises, at most.
 pub(super) const MOST_BETWEEN: usize = 5;
 /// Share of the data rms that a step between must leave at most for another to follow.
 const WORTH: f64 = 0.95;
-/// Shares of a step that are tried.
-const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
-/// A map of areas may raise the data rms by this factor within a step.
-const GUESS_MAY_COST: f64 = 30.0;
-/// Largest change of a cell, m/s, from one map of areas to the next that is the same.
-const SAME: f64 = 0.5;
 /// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
+/// The same for areas, which a few cells on the wrong side hardly make worse maps.
+const AREAS_MAY_COST: f64 = 3.0;
 
 impl Newton {
     /// Errors, in one line, on numbers that make no sense.
@@ -140,47 +130,18 @@ impl Newton {
     }
 }
 
-/// A model with its misfit and its prior's negative logarithm.
-#[derive(Clone)]
-pub(super) struct At {
-    pub(super) model: Model,
-    pub(super) evaluation: Evaluation,
-    prior: f64,
-}
-
-impl At {
-    /// The objective under an assumed noise.
-    pub(super) fn cost(&self, noise: f64) -> f64 {
-        let cost = self.evaluation.value / noise.powi(2) + self.prior;
-        if cost.is_nan() { f64::INFINITY } else { cost }
-    }
-}
-
-/// What a step did.
-struct Taken {
-    /// Whether it came between two noises.
-    between: bool,
-    /// Whether the objective fell.
-    fell: bool,
-    /// Whether it led to a map of areas, and that is the one before.
-    settled: bool,
-    /// Rms of the residual, as the stage filters it, before and after.
-    from: f64,
-    to: f64,
-}
-
 /// What a stage is made of.
 pub(super) struct Problem<'a, 'i> {
     pub(super) inversion: &'a Inversion<'i>,
     pub(super) stage: &'a Stage,
     pub(super) newton: &'a Newton,
     pub(super) data: Observed,
-    misfit: Box<dyn Misfit + 'a>,
+    pub(super) misfit: Box<dyn Misfit + 'a>,
     /// What the data pass before they are compared.
     pub(super) filter: Option<FilteredL2>,
     pub(super) regularisers: Vec<Box<dyn Regulariser>>,
     pub(super) space: Space,
-    index: usize,
+    pub(super) index: usize,
     pub(super) clock: Clock,
 }
 
@@ -258,11 +219,6 @@ impl<'i> Inversion<'i> {
     }
 }
 
-/// Largest change of a cell, m/s.
-fn largest_change(from: &Model, to: &Model) -> f64 {
-    from.vp.iter().zip(&to.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
-}
-
 impl Stage {
     /// Whether steps at the data rms may come between two noises: the samples of low-passed data count for far fewer, so
     /// that their rms is no noise to assume.
@@ -272,9 +228,12 @@ impl Stage {
 
     /// Whether the stage took a map to be flat where the data say that it is not: what it began with fits them better.
     pub(super) fn guessed_wrongly(&self, now: &Best, begin: &Best) -> bool {
-        let is_guess = |n: &Newton| n.areas.is_some() || matches!(n.unknowns, Unknowns::Patches { .. });
-        let guesses = self.newton.as_ref().is_some_and(is_guess);
-        guesses && self.until.is_none() && now.data_rms > FLAT_MAY_COST * begin.data_rms
+        let may_cost = self.newton.as_ref().and_then(|n| match n.unknowns {
+            _ if n.areas.is_some() => Some(AREAS_MAY_COST),
+            Unknowns::Patches { .. } => Some(FLAT_MAY_COST),
+            _ => None,
+        });
+        self.until.is_none() && may_cost.is_some_and(|factor| now.data_rms > factor * begin.data_rms)
     }
 }
 
@@ -298,138 +257,5 @@ impl<'a, 'i> Problem<'a, 'i> {
             _ => None,
         };
         Ok(Self { inversion, stage, newton, data, misfit, filter, regularisers, space, index: state.stage, clock })
-    }
-
-    /// Rms of the residual as the stage filters it.
-    fn rms(&self, at: &At) -> f64 {
-        (2.0 * at.evaluation.value / self.data.mask.samples() as f64).sqrt()
-    }
-
-    /// One step from `state.entry` towards a noise, or why nothing may be evaluated any more.
-    fn step(
-        &self,
-        state: &mut State,
-        wanted: f64,
-        limits: &EvaluationLimits,
-        observer: &mut dyn Observer,
-    ) -> Result<std::result::Result<Taken, Halt>> {
-        let from = self.evaluate(&state.entry.model.clone(), state)?;
-        let before = self.rms(&from);
-        // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
-        let between = self.stage.comes_between() && before > FAR * wanted && state.between < MOST_BETWEEN;
-        let noise = if between { before } else { wanted };
-        let cost = from.cost(noise);
-        if !cost.is_finite() {
-            return Err(Error::Numerical(format!(
-                "the first model of stage \"{}\" cannot be evaluated",
-                self.stage.name
-            )));
-        }
-        let h = self.normal_matrix(&from.model, noise, state)?;
-        let begin = std::time::Instant::now();
-        let Solution { x, factor, prior } = self.solve(&from, &h, noise)?;
-        state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-        let mut taken = None;
-        for share in SHARES {
-            if let Some(halt) = limits.halt(&state.ledger, &self.clock) {
-                return Ok(Err(halt));
-            }
-            let part: Vec<f64> = x.iter().map(|x| share * x).collect();
-            let trial = self.evaluate(&self.bounded(&self.moved(&from.model, &part)), state)?;
-            if trial.cost(noise) < cost {
-                taken = Some(trial);
-                break;
-            }
-        }
-        if self.newton.polish > 0 {
-            let at = self.polish(taken.unwrap_or_else(|| from.clone()), factor, noise, limits, state)?;
-            taken = Some(at).filter(|at| at.cost(noise) < cost);
-        }
-        let (mut settled, mut guessed) = (false, false);
-        if let Some(areas) = &self.newton.areas {
-            let begin = std::time::Instant::now();
-            let near = taken.as_ref().unwrap_or(&from);
-            let guess = self.in_areas(areas, (&from.model, &near.model), h, noise, &prior)?;
-            state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-            let guess = self.evaluate(&guess, state)?;
-            // its misfit tells little as long as a few cells are on the wrong side: the next step shows which
-            if self.rms(&guess) < GUESS_MAY_COST * self.rms(near) {
-                settled = largest_change(&from.model, &guess.model) < SAME;
-                (taken, guessed) = (Some(guess), true);
-            }
-        }
-        let fell = taken.is_some();
-        let to = taken.unwrap_or(from);
-        let largest = largest_change(&state.entry.model, &to.model);
-        let (misfit, data_rms) = (to.evaluation.value, to.evaluation.data_rms);
-        let (score, after) = (data_rms, self.rms(&to));
-        state.entry = Best { model: to.model, score, misfit, data_rms };
-        // of maps of areas the best counts in the end, not the last
-        let first = state.step == 0 && state.between == 0;
-        let better = |best: &Best| guessed && state.entry.data_rms < best.data_rms;
-        if self.newton.areas.is_none() || first || state.ledger.best.as_ref().is_none_or(better) {
-            state.ledger.best = Some(state.entry.clone());
-        }
-        state.ledger.iterations += 1;
-        let pulled = self.space.pull(&to.evaluation.gradient);
-        observer.iteration(&Progress {
-            stage: self.index,
-            stage_name: &self.stage.name,
-            iteration: state.ledger.iterations,
-            evaluation: state.ledger.evaluations,
-            misfit,
-            data_rms,
-            gradient_norm: pulled.iter().map(|g| g * g).sum::<f64>().sqrt(),
-            step: largest,
-            mae: self.inversion.truth_map().map(|t| mean_absolute_error(t, &state.entry.model)),
-            seconds: self.clock.seconds(),
-        });
-        Ok(Ok(Taken { between, fell, settled, from: before, to: after }))
-    }
-
-    /// The model that a change of the unknowns leads to.
-    pub(super) fn moved(&self, from: &Model, x: &[f64]) -> Model {
-        let change = self.space.push(x);
-        let mut vp = from.vp.clone();
-        vp.zip_mut_with(&change.vp, |v, step| *v = self.newton.linear.moved(*v, *step));
-        Model { vp, vmin: from.vmin + change.vmin }
-    }
-
-    pub(super) fn bounded(&self, m: &Model) -> Model {
-        let (low, high) = self.inversion.settings().bounds;
-        Model { vp: m.vp.mapv(|v| v.clamp(low, high)), vmin: m.vmin.clamp(low, high) }
-    }
-
-    /// A model that the scheme cannot compute costs infinitely much.
-    pub(super) fn evaluate(&self, model: &Model, state: &mut State) -> Result<At> {
-        let one = std::slice::from_ref(model);
-        let observed = std::slice::from_ref(&self.data);
-        let engine = self.inversion.engine(self.stage);
-        state.ledger.evaluations += 1;
-        state.ledger.stage_evaluations += 1;
-        let evaluation = match engine.misfit_and_gradient(one, observed, &*self.misfit) {
-            Ok(mut e) => e.pop().ok_or_else(|| Error::Numerical("the propagator returned no evaluation".into()))?,
-            Err(Error::Numerical(_)) => {
-                let gradient = Model::zeros(model.vp.dim());
-                Evaluation { value: f64::INFINITY, gradient, data_rms: f64::INFINITY }
-            }
-            Err(error) => return Err(error),
-        };
-        let prior = self.regularisers.iter().map(|r| r.value(model)).sum();
-        Ok(At { model: model.clone(), evaluation, prior })
-    }
-
-    /// `J' J` over the unknowns and `vmin`, the last row.
-    fn normal_matrix(&self, model: &Model, noise: f64, state: &mut State) -> Result<Symmetric> {
-        let begin = std::time::Instant::now();
-        let (curvature, engine) = (self.inversion.curvature()?, self.inversion.engine(self.stage));
-        let (filter, receiver_step) = (self.filter.as_ref(), self.newton.receiver_step);
-        let precision = if noise < SINGLE { Precision::F64 } else { Precision::F32 };
-        let counted = Counted { mask: &self.data.mask, filter, receiver_step, precision };
-        let h = self.space.normal_matrix(curvature, engine, model, &counted)?;
-        state.ledger.normal_matrices += 1;
-        state.ledger.stage_normal_matrices += 1;
-        state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-        Ok(h)
     }
 }

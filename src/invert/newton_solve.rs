@@ -2,7 +2,8 @@
 
 use super::areas::Areas;
 use super::linear::Linear;
-use super::newton::{At, Problem, VMIN_STEP};
+use super::newton::{Problem, VMIN_STEP};
+use super::newton_step::At;
 use crate::curvature::Symmetric;
 use crate::{Error, Model, Result};
 use faer::linalg::solvers::{Llt, Solve};

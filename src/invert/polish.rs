@@ -6,8 +6,9 @@
 //! costs a third of a product with the operator, and a tenth or less of another normal matrix.
 
 use super::lbfgs::{Iterate, Lbfgs, Metric};
-use super::newton::{At, Problem};
+use super::newton::Problem;
 use super::newton_solve::preconditioned;
+use super::newton_step::At;
 use super::objective::EvaluationLimits;
 use super::state::State;
 use crate::{Error, Model, Result};
