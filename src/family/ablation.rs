@@ -216,7 +216,9 @@ mod tests {
         let steps: usize = layered().stages.iter().filter_map(steps_of_continuation).map(|n| n.noise.len()).sum();
         let less = without(Ingredient::Continuation);
         assert!(less.stages.iter().all(|s| s.name != "edges"));
-        assert_eq!(newton(&less, "sharp").noise, vec![1e-3; steps]);
+        assert_eq!(newton(&less, "sharp").noise, vec![3e-4; steps]);
+        assert_eq!(newton(&layered(), "sharp").linear, Linear::SquaredSlowness);
+        assert_eq!(newton(&without(Ingredient::SquaredSlowness), "sharp").linear, Linear::Velocity);
         assert_eq!(newton(&less, "basin"), newton(&layered(), "basin"));
 
         let patches = "name = \"p\"\nabout = \"\"\n[[stage]]\nname = \"p\"\n[stage.newton]\nnoise = [1e-4]\n\
