@@ -36,6 +36,14 @@ impl Symmetric {
         }
     }
 
+    /// Adds a multiple of another matrix of the same order.
+    pub fn add(&mut self, by: f64, other: &Symmetric) {
+        for j in 0..self.len() {
+            let to = &mut self.lower.col_as_slice_mut(j)[j..];
+            to.iter_mut().zip(&other.lower.col_as_slice(j)[j..]).for_each(|(a, b)| *a += by * b);
+        }
+    }
+
     /// Order of the matrix.
     pub fn len(&self) -> usize {
         self.lower.nrows()

@@ -157,9 +157,8 @@ fn by_lbfgs(stage: &mut Stage) {
 }
 
 fn is_over_patches(stage: &Stage) -> bool {
-    let patches = |u: &Unknowns| matches!(u, Unknowns::Patches { .. });
-    stage.newton.as_ref().is_some_and(|n| n.areas.is_some() || patches(&n.unknowns))
-        || stage.lbfgs.as_ref().is_some_and(|q| patches(&q.unknowns))
+    stage.newton.as_ref().is_some_and(|n| n.flat_may_cost().is_some())
+        || stage.lbfgs.as_ref().is_some_and(|q| matches!(q.unknowns, Unknowns::Patches { .. }))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 
 use super::linear::Linear;
 use crate::curvature::Symmetric;
-use crate::param::{Patches, patches};
+use crate::param::{Patches, interiors, patches, reduce};
 use crate::{Error, Model, Result};
 use faer::linalg::solvers::{DenseSolveCore, Solve};
 use faer::{Mat, Side};
@@ -29,6 +29,10 @@ pub struct Areas {
     /// Nats that a pair of neighbours costs that belong to different areas.
     #[serde(default = "edge")]
     pub edge: f64,
+    /// Cells farther than this from an edge move with their area once the map is one of areas: normal matrices over the others
+    /// alone cost a fraction. 0 leaves every cell its own.
+    #[serde(default)]
+    pub reach: usize,
 }
 
 fn own() -> f64 {
@@ -43,6 +47,8 @@ fn edge() -> f64 {
 const SAMPLES: f64 = 8.0;
 /// The velocity that values are steps from while they are compared, m/s.
 const COMMON: f64 = 3000.0;
+/// Largest difference, m/s, of a cell from its area in a map that is one of areas.
+const FLAT: f64 = 0.5;
 /// Unknowns, `vmin` included, above which nothing is decided: a map with so many is none of areas.
 const MOST: usize = 3000;
 /// Bytes that decisions about so many take at most: a reduced matrix, its factor and its inverse.
@@ -60,21 +66,35 @@ impl Areas {
         }
     }
 
-    /// The model of areas that lies nearest to a minimum, in the metric of the quadratic's matrix over steps of the cells, from
-    /// a model on, and `vmin`. The minimum itself where it is too far from a map of areas.
-    pub(super) fn decide(&self, minimum: &Model, from: &Model, linear: Linear, mut matrix: Symmetric) -> Result<Model> {
-        let patches = patches(&minimum.vp, self.step, self.min_area);
+    /// What a step from a map is taken over: its areas and the cells near their edges. All cells where it is no map of areas.
+    pub(super) fn unknowns(&self, map: &Array2<f64>) -> Patches {
+        let inner = interiors(map, self.step, self.min_area, self.reach);
+        let flat = map.iter().zip(&inner.flatten(map)).all(|(a, b)| (a - b).abs() < FLAT);
+        if flat && self.reach > 0 { inner } else { Patches::cells(map) }
+    }
+
+    /// The model of areas that lies nearest to a minimum, in the metric of the quadratic's matrix over steps of the unknowns,
+    /// from a model on, and `vmin`. The minimum itself where it is too far from a map of areas.
+    pub(super) fn decide(
+        &self,
+        (from, minimum): (&Model, &Model),
+        unknowns: &Patches,
+        linear: Linear,
+        mut matrix: Symmetric,
+    ) -> Result<Model> {
+        let patches = patches(&minimum.vp, self.step, self.min_area).joined_by(unknowns, &minimum.vp);
         if patches.len() >= MOST {
             return Ok(minimum.clone());
         }
-        // cells of one velocity have one step from a velocity that is the same for all
-        let common = minimum.vp.mapv(|v| linear.step(COMMON, v));
-        let slopes: Vec<f64> = from.vp.iter().map(|v| linear.slope(COMMON, *v)).chain([1.0]).collect();
+        // unknowns of one velocity have one step from a velocity that is the same for all
+        let common: Vec<f64> = unknowns.encode(&minimum.vp).iter().map(|v| linear.step(COMMON, *v)).collect();
+        let slope = |v: &f64| linear.slope(COMMON, *v);
+        let slopes: Vec<f64> = unknowns.encode(&from.vp).iter().map(slope).chain([1.0]).collect();
         for j in 0..slopes.len() {
             let column = matrix.lower.col_as_slice_mut(j);
             column.iter_mut().zip(&slopes).skip(j).for_each(|(a, s)| *a *= s * slopes[j]);
         }
-        let mut decisions = Decisions::new(*self, &patches, &common, minimum.vmin, &matrix)?;
+        let mut decisions = Decisions::new(*self, &patches, unknowns, &common, minimum.vmin, &matrix)?;
         decisions.take_all();
         let value = |label: u32| linear.moved(COMMON, decisions.value[decisions.owner(label as usize)]);
         Ok(Model { vp: patches.labels.mapv(value), vmin: decisions.value[patches.len()] })
@@ -108,22 +128,28 @@ struct Decisions {
 }
 
 impl Decisions {
-    fn new(areas: Areas, patches: &Patches, map: &Array2<f64>, vmin: f64, matrix: &Symmetric) -> Result<Self> {
-        let reduced = patches.reduce(matrix);
-        let factor = reduced.llt(Side::Lower).map_err(|_| {
+    fn new(
+        areas: Areas,
+        patches: &Patches,
+        unknowns: &Patches,
+        at: &[f64],
+        vmin: f64,
+        matrix: &Symmetric,
+    ) -> Result<Self> {
+        let mut group = vec![0; unknowns.len()];
+        unknowns.labels.iter().zip(&patches.labels).for_each(|(&u, &p)| group[u as usize] = p as usize);
+        let factor = reduce(matrix, &group, patches.len()).llt(Side::Lower).map_err(|_| {
             Error::Numerical("the areas of a step are not determined; give the stage a regulariser".into())
         })?;
-        // the groups' velocities nearest to the map in the metric of the matrix, as a change of their means
-        let flat = patches.flatten(map);
-        let mut off: Vec<f64> = map.iter().zip(&flat).map(|(a, b)| a - b).collect();
-        off.push(0.0);
-        let pulled = matrix.times(&off);
-        let (cells, of_vmin) = (&pulled[..map.len()], pulled[map.len()]);
-        let cells = Array2::from_shape_vec(map.dim(), cells.to_vec()).expect("a number a cell");
-        let mut right = patches.pullback(&cells);
-        right.push(of_vmin);
+        // the groups' velocities nearest to the unknowns' in the metric of the matrix, as a change of any of each group's
+        let mut value = vec![0.0; patches.len()];
+        group.iter().zip(at).for_each(|(&g, v)| value[g] = *v);
+        let off: Vec<f64> = group.iter().zip(at).map(|(&g, v)| v - value[g]).chain([0.0]).collect();
+        let mut right = vec![0.0; patches.len() + 1];
+        let all = group.iter().copied().chain([patches.len()]);
+        all.zip(matrix.times(&off)).for_each(|(g, p)| right[g] += p);
         let change = factor.solve(Mat::from_fn(right.len(), 1, |i, _| right[i]));
-        let mut value: Vec<f64> = patches.encode(map).into_iter().chain([vmin]).collect();
+        value.push(vmin);
         value.iter_mut().enumerate().for_each(|(i, v)| *v += change[(i, 0)]);
         Ok(Self {
             areas,
@@ -243,7 +269,7 @@ impl Decisions {
 mod tests {
     use super::*;
 
-    const AREAS: Areas = Areas { step: 10.0, min_area: 6, own: 20.0, edge: 2.0 };
+    const AREAS: Areas = Areas { step: 10.0, min_area: 6, own: 20.0, edge: 2.0, reach: 0 };
 
     /// Slow above fast, six by eight cells.
     fn truth() -> Array2<f64> {
@@ -259,7 +285,8 @@ mod tests {
 
     fn decided(map: Array2<f64>, linear: Linear, matrix: Symmetric) -> Model {
         let from = Model { vp: truth(), vmin: 1990.0 };
-        AREAS.decide(&Model { vp: map, vmin: 1995.0 }, &from, linear, matrix).unwrap()
+        let minimum = Model { vp: map, vmin: 1995.0 };
+        AREAS.decide((&from, &minimum), &Patches::cells(&from.vp), linear, matrix).unwrap()
     }
 
     #[test]
@@ -297,7 +324,9 @@ mod tests {
         }
         let from = Model { vp: truth(), vmin: 1990.0 };
         let free = Areas { edge: 0.0, ..AREAS };
-        let found = free.decide(&Model { vp: map, vmin: 1990.0 }, &from, Linear::Velocity, coupled).unwrap();
+        let minimum = Model { vp: map, vmin: 1990.0 };
+        let cells = Patches::cells(&from.vp);
+        let found = free.decide((&from, &minimum), &cells, Linear::Velocity, coupled).unwrap();
         let row: Vec<f64> = (2..5).map(|x| found.vp[[2, x]].round()).collect();
         assert_eq!(row, [3000.0, 3000.0, 2000.0]);
     }

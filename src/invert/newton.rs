@@ -94,6 +94,15 @@ const FLAT_MAY_COST: f64 = 1.5;
 const AREAS_MAY_COST: f64 = 3.0;
 
 impl Newton {
+    /// The factor by which it may raise the data rms that the map is taken to be flat within areas; none where it is not.
+    pub(crate) fn flat_may_cost(&self) -> Option<f64> {
+        match self.unknowns {
+            _ if self.areas.is_some() => Some(AREAS_MAY_COST),
+            Unknowns::Patches { .. } => Some(FLAT_MAY_COST),
+            _ => None,
+        }
+    }
+
     /// Errors, in one line, on numbers that make no sense.
     pub fn validate(&self) -> Result<()> {
         if self.noise.is_empty() || !self.noise.iter().all(|s| (1e-9..1e6).contains(s)) {
@@ -159,7 +168,7 @@ impl<'i> Inversion<'i> {
             state.begin = Some(state.entry.clone());
             (state.failed, state.between) = (0, 0);
         }
-        let problem = Problem::new(self, stage, newton, state, clock)?;
+        let mut problem = Problem::new(self, stage, newton, state, clock)?;
         let limits = self.limits(stage);
         if state.step == 0 {
             problem.space.prepare(&mut state.entry.model);
@@ -171,6 +180,9 @@ impl<'i> Inversion<'i> {
             }
             if let Some(halt) = limits.halt(&state.ledger, &clock) {
                 return Ok(halt);
+            }
+            if let Some(areas) = &newton.areas {
+                problem.space = Space::of(areas.unknowns(&state.entry.model.vp));
             }
             let taken = match problem.step(state, newton.noise[state.step], &limits, observer)? {
                 Ok(taken) => taken,
@@ -228,11 +240,7 @@ impl Stage {
 
     /// Whether the stage took a map to be flat where the data say that it is not: what it began with fits them better.
     pub(super) fn guessed_wrongly(&self, now: &Best, begin: &Best) -> bool {
-        let may_cost = self.newton.as_ref().and_then(|n| match n.unknowns {
-            _ if n.areas.is_some() => Some(AREAS_MAY_COST),
-            Unknowns::Patches { .. } => Some(FLAT_MAY_COST),
-            _ => None,
-        });
+        let may_cost = self.newton.as_ref().and_then(Newton::flat_may_cost);
         self.until.is_none() && may_cost.is_some_and(|factor| now.data_rms > factor * begin.data_rms)
     }
 }

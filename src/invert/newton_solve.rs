@@ -1,6 +1,5 @@
 //! The linear part of a Gauss-Newton step: the unknowns' change that minimises the linearised data and the regularisers.
 
-use super::areas::Areas;
 use super::linear::Linear;
 use super::newton::{Problem, VMIN_STEP};
 use super::newton_step::At;
@@ -75,23 +74,6 @@ impl Problem<'_, '_> {
         unreachable!("steps end when their number is reached")
     }
 
-    /// The map of areas nearest to a model that a solution led to, in the metric of its quadratic.
-    pub(super) fn in_areas(
-        &self,
-        areas: &Areas,
-        (from, to): (&Model, &Model),
-        h: Symmetric,
-        noise: f64,
-        prior: &Symmetric,
-    ) -> Result<Model> {
-        let mut matrix = h;
-        for j in 0..matrix.len() {
-            let to = &mut matrix.lower.col_as_slice_mut(j)[j..];
-            to.iter_mut().zip(&prior.lower.col_as_slice(j)[j..]).for_each(|(m, p)| *m = *m * noise.powi(-2) + p);
-        }
-        Ok(self.bounded(&areas.decide(to, from, self.newton.linear, matrix)?))
-    }
-
     /// The unknowns at a bound that the gradient pushes beyond it.
     fn pushed_out(&self, from: &At, h: &Symmetric, weight: f64) -> Vec<Held> {
         let (low, high) = self.inversion.settings().bounds;
@@ -126,18 +108,14 @@ impl Problem<'_, '_> {
         weight: f64,
         held: &[Held],
     ) -> Result<(Symmetric, Llt<f64>, f64)> {
-        let n = h.len();
         let prior = self.prior_curvature(from, x, held);
-        let mut matrix = prior.lower.clone();
-        for j in 0..n {
-            let to = &mut matrix.col_as_slice_mut(j)[j..];
-            to.iter_mut().zip(&h.lower.col_as_slice(j)[j..]).for_each(|(m, h)| *m += h * weight);
-        }
+        let mut matrix = prior.clone();
+        matrix.add(weight, h);
         let gradient = self.model_gradient(from, x, &h.times(x), weight, held);
-        let factor = self.factor(&mut matrix)?;
+        let factor = self.factor(&mut matrix.lower)?;
         let step = preconditioned(&factor, &gradient);
         x.iter_mut().zip(&step).for_each(|(x, s)| *x -= s);
-        let moved = step.iter().map(|s| s.abs()).sum::<f64>() / n as f64;
+        let moved = step.iter().map(|s| s.abs()).sum::<f64>() / h.len() as f64;
         Ok((prior, factor, moved))
     }
 

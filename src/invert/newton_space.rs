@@ -78,6 +78,20 @@ pub(super) enum Space {
 }
 
 impl Space {
+    /// Over patches; over cells where each is one.
+    pub fn of(patches: Patches) -> Self {
+        if patches.len() == patches.labels.len() { Self::Cells(patches.labels.dim()) } else { Self::Patches(patches) }
+    }
+
+    /// The unknown of every cell, where each has one.
+    pub fn patches(&self) -> Option<Patches> {
+        match self {
+            Self::Cells(shape) => Some(Patches::cells(&Array2::zeros(*shape))),
+            Self::Patches(p) => Some(p.clone()),
+            Self::Directions(_) => None,
+        }
+    }
+
     /// What the normal matrix is taken over.
     pub fn columns(&self) -> Columns {
         match self {

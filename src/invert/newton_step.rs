@@ -81,7 +81,7 @@ impl Problem<'_, '_> {
         }
         let h = self.normal_matrix(&from.model, noise, state)?;
         let begin = Instant::now();
-        let Solution { x, factor, prior } = self.solve(&from, &h, noise)?;
+        let Solution { x, factor, prior: mut curvature } = self.solve(&from, &h, noise)?;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
         let mut taken = match self.search(&from, &x, noise, limits, state)? {
             Ok(taken) => taken,
@@ -92,7 +92,10 @@ impl Problem<'_, '_> {
             taken = Some(at).filter(|at| at.cost(noise) < from.cost(noise));
         }
         let guess = match &self.newton.areas {
-            Some(areas) => self.guess(areas, (&from, taken.as_ref().unwrap_or(&from)), (h, noise, &prior), state)?,
+            Some(areas) => {
+                curvature.add(noise.powi(-2), &h);
+                self.guess(areas, (&from, taken.as_ref().unwrap_or(&from)), curvature, state)?
+            }
             None => None,
         };
         let settled = guess.as_ref().is_some_and(|guess| largest_change(&from.model, &guess.model) < SAME);
@@ -132,13 +135,14 @@ impl Problem<'_, '_> {
         &self,
         areas: &Areas,
         (from, near): (&At, &At),
-        (h, noise, prior): (Symmetric, f64, &Symmetric),
+        curvature: Symmetric,
         state: &mut State,
     ) -> Result<Option<At>> {
         let begin = Instant::now();
-        let guess = self.in_areas(areas, (&from.model, &near.model), h, noise, prior)?;
+        let unknowns = self.space.patches().expect("areas have cells for unknowns");
+        let guess = areas.decide((&from.model, &near.model), &unknowns, self.newton.linear, curvature)?;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-        let guess = self.evaluate(&guess, state)?;
+        let guess = self.evaluate(&self.bounded(&guess), state)?;
         // its misfit tells little as long as a few cells are on the wrong side: the next step shows which
         Ok(Some(guess).filter(|guess| self.rms(guess) < GUESS_MAY_COST * self.rms(near)))
     }

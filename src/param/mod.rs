@@ -2,7 +2,8 @@
 
 mod patches;
 
-pub use patches::{Patches, patches, round_values};
+pub(crate) use patches::reduce;
+pub use patches::{Patches, interiors, patches, round_values};
 
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,21 @@ pub fn patches(map: &Array2<f64>, step: f64, min_area: usize) -> Patches {
     Patches::new(labels, map)
 }
 
+/// The areas of [`patches`] without their cells near an edge: what lies within `reach` cells of another area, diagonals
+/// included, is a patch a cell.
+pub fn interiors(map: &Array2<f64>, step: f64, min_area: usize, reach: usize) -> Patches {
+    let whole = patches(map, step, min_area);
+    let (nz, nx) = map.dim();
+    let is_inside = |z: usize, x: usize| {
+        let around = |at: usize, n: usize| at.saturating_sub(reach)..(at + reach + 1).min(n);
+        let same = |at: [usize; 2]| whole.labels[at] == whole.labels[[z, x]];
+        around(z, nz).all(|i| around(x, nx).all(|j| same([i, j])))
+    };
+    // nothing is connected to what is no number
+    let inner = Array2::from_shape_fn((nz, nx), |(z, x)| if is_inside(z, x) { map[[z, x]] } else { f64::NAN });
+    Patches::new(patches(&inner, step, 1).labels, map)
+}
+
 /// The area that a cell belongs to.
 fn area(map: &Array2<f64>, step: f64, start: (usize, usize)) -> Vec<(usize, usize)> {
     let mut seen = Array2::from_elem(map.dim(), false);
@@ -69,9 +84,40 @@ impl Patches {
         patches
     }
 
+    /// One patch a cell.
+    pub fn cells(map: &Array2<f64>) -> Self {
+        let nx = map.ncols();
+        Self::new(Array2::from_shape_fn(map.dim(), |(z, x)| (z * nx + x) as u32), map)
+    }
+
     /// One patch a row, for maps whose velocity depends on depth alone.
     pub fn rows(map: &Array2<f64>) -> Self {
         Self::new(Array2::from_shape_fn(map.dim(), |(z, _)| z as u32), map)
+    }
+
+    /// These patches of a map, those made one that share a patch of `finer`.
+    pub fn joined_by(&self, finer: &Self, map: &Array2<f64>) -> Self {
+        let mut joined: Vec<u32> = (0..self.len() as u32).collect();
+        let root = |joined: &[u32], mut l: u32| {
+            while joined[l as usize] != l {
+                l = joined[l as usize];
+            }
+            l
+        };
+        let mut first = vec![None; finer.len()];
+        for (&fine, &label) in finer.labels.iter().zip(&self.labels) {
+            let (a, b) = (root(&joined, *first[fine as usize].get_or_insert(label)), root(&joined, label));
+            joined[a.max(b) as usize] = a.min(b);
+        }
+        let mut numbers = vec![None; self.len()];
+        let mut count = 0;
+        let labels = self.labels.mapv(|l| {
+            *numbers[root(&joined, l) as usize].get_or_insert_with(|| {
+                count += 1;
+                count - 1
+            })
+        });
+        Self::new(labels, map)
     }
 
     /// Number of patches.
@@ -113,23 +159,29 @@ impl Patches {
     /// `B' A B` of a symmetric matrix over cells and one unknown more, `B` what makes a map of the patches' velocities: over patches
     /// and that unknown. The lower triangles count.
     pub fn reduce(&self, a: &Symmetric) -> Mat<f64> {
-        let mut label: Vec<usize> = self.labels.iter().map(|&l| l as usize).collect();
-        label.push(self.len());
-        let mut b = Mat::zeros(self.len() + 1, self.len() + 1);
-        for (j, &l) in label.iter().enumerate() {
-            for (i, &v) in a.lower.col_as_slice(j).iter().enumerate().skip(j).filter(|(_, v)| **v != 0.0) {
-                let (k, l) = (label[i].max(l), label[i].min(l));
-                // both halves of a pair within one patch count
-                b[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
-            }
-        }
-        b
+        let label: Vec<usize> = self.labels.iter().map(|&l| l as usize).collect();
+        reduce(a, &label, self.len())
     }
 
     /// A map with every patch at its mean.
     pub fn flatten(&self, map: &Array2<f64>) -> Array2<f64> {
         self.decode(&Array2::zeros(map.dim()), &self.encode(map))
     }
+}
+
+/// `B' A B` of a symmetric matrix over unknowns in so many groups, each by its label, and over a last unknown that stays one.
+/// The lower triangles count.
+pub(crate) fn reduce(a: &Symmetric, label: &[usize], groups: usize) -> Mat<f64> {
+    let label = |i: usize| label.get(i).copied().unwrap_or(groups);
+    let mut b = Mat::zeros(groups + 1, groups + 1);
+    for j in 0..a.len() {
+        for (i, &v) in a.lower.col_as_slice(j).iter().enumerate().skip(j).filter(|(_, v)| **v != 0.0) {
+            let (k, l) = (label(i).max(label(j)), label(i).min(label(j)));
+            // both halves of a pair within one patch count
+            b[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
+        }
+    }
+    b
 }
 
 /// A map with every patch at the multiple of `spacing` (m/s) that is nearest to its mean.

@@ -38,6 +38,29 @@ fn small_areas_fall_into_cells() {
 }
 
 #[test]
+fn interiors_leave_out_the_cells_near_an_edge() {
+    let map = Array2::from_shape_fn((3, 8), |(z, x)| if x < 4 { 1500.0 } else { 3000.0 + z as f64 });
+    let p = interiors(&map, 5.0, 4, 1);
+    let cells: Vec<bool> = p.labels.row(1).iter().map(|&l| p.sizes[l as usize] == 1).collect();
+    assert_eq!(cells, [false, false, false, true, true, false, false, false]);
+    assert_eq!(p.sizes.iter().filter(|&&n| n == 9).count(), 2);
+    assert_eq!((p.len(), p.means[0]), (8, 1500.0));
+    // without a reach all cells stay with their area
+    assert_eq!(interiors(&map, 5.0, 4, 0), patches(&map, 5.0, 4));
+}
+
+#[test]
+fn joined_patches_hold_finer_ones_whole() {
+    let map = map();
+    let (cells, areas) = (Patches::cells(&map), patches(&map, 5.0, 1));
+    assert_eq!(cells.len(), 16);
+    assert_eq!(cells.joined_by(&areas, &map), areas);
+    assert_eq!(areas.joined_by(&cells, &map), areas);
+    // columns and rows share cells with all others
+    assert_eq!(areas.joined_by(&Patches::rows(&map), &map).sizes, [8, 8]);
+}
+
+#[test]
 fn pullback_is_the_transpose_of_decode() {
     let p = patches(&map(), 5.0, 2);
     let x: Vec<f64> = (0..p.len()).map(|i| (1.0 + i as f64).cos()).collect();

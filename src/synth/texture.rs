@@ -5,7 +5,7 @@
 //! edges, flat parts, and a spectrum that falls with the square of the wavenumber. Style_A is smooth, Style_B sharp.
 
 use super::{RANGE, SHAPE, chance, normal};
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
 use rand::Rng;
 use rand_chacha::ChaCha12Rng;
 use std::f64::consts::TAU;
@@ -133,41 +133,58 @@ impl Leaf {
     }
 }
 
-/// A Gaussian process of unit variance with a squared-exponential covariance of about `length` samples.
+/// A Gaussian process of unit variance with a squared-exponential covariance of about `length` samples, as strong at the
+/// image's edges as within.
 fn noise(rng: &mut ChaCha12Rng, length: f64) -> Array2<f32> {
-    let white = Array2::from_shape_fn(IMAGE, |_| normal(rng, 0.0, 1.0) as f32);
     // white noise blurred with sigma has the covariance exp(-r^2 / (4 sigma^2))
-    let mut field = blur(&white, length / std::f64::consts::SQRT_2);
+    let weights = gaussian(length / std::f64::consts::SQRT_2);
+    let beyond = weights.len() - 1;
+    let white = Array2::from_shape_fn((IMAGE.0 + beyond, IMAGE.1 + beyond), |_| normal(rng, 0.0, 1.0) as f32);
+    let mut field = across_rows(&across_rows(&white, &weights), &weights);
     let sd = field.std(0.0).max(1e-6);
     field.mapv_inplace(|v| v / sd);
     field
 }
 
-/// Convolution with a Gaussian of standard deviation `sigma` samples, edges replicated.
+/// Convolution with a Gaussian of standard deviation `sigma` samples, the image mirrored at its edges.
 pub fn blur(image: &Array2<f32>, sigma: f64) -> Array2<f32> {
-    let radius = (3.0 * sigma).ceil().max(1.0) as isize;
-    let weights: Vec<f64> = (-radius..=radius).map(|k| (-0.5 * (k as f64 / sigma).powi(2)).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    let weights: Vec<f32> = weights.iter().map(|w| (w / total) as f32).collect();
-    // down the columns, transposed twice: both passes run along rows of the source
+    let weights = gaussian(sigma);
     let pass = |source: &Array2<f32>| {
-        let (n, m) = source.dim();
-        let mut out = Array2::<f32>::zeros((n, m));
-        for i in 0..n {
-            let mut row = out.row_mut(i);
-            for (k, w) in weights.iter().enumerate() {
-                let from = (i as isize + k as isize - radius).clamp(0, n as isize - 1) as usize;
-                row.scaled_add(*w, &source.row(from));
-            }
-        }
-        out.reversed_axes().as_standard_layout().into_owned()
+        let (n, beyond) = (source.nrows() as isize, (weights.len() / 2) as isize);
+        let rows: Vec<usize> = (-beyond..n + beyond).map(|row| mirrored(row, n)).collect();
+        across_rows(&source.select(Axis(0), &rows), &weights)
     };
     pass(&pass(image))
+}
+
+/// Where a row before the first or behind the last of `n` has its mirror image; edge rows are not repeated.
+fn mirrored(row: isize, n: isize) -> usize {
+    let period = (2 * (n - 1)).max(1);
+    let row = row.rem_euclid(period);
+    row.min(period - row).min(n - 1) as usize
+}
+
+/// Weights of a Gaussian, an odd number.
+fn gaussian(sigma: f64) -> Vec<f32> {
+    let radius = (3.0 * sigma).ceil().max(1.0) as i32;
+    let weights: Vec<f64> = (-radius..=radius).map(|k| (-0.5 * (f64::from(k) / sigma).powi(2)).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    weights.iter().map(|w| (w / total) as f32).collect()
+}
+
+/// Weighted sums of neighbouring rows, where all of them are there, and transposed: two passes run along rows of the source.
+fn across_rows(source: &Array2<f32>, weights: &[f32]) -> Array2<f32> {
+    let mut out = Array2::<f32>::zeros((source.nrows() + 1 - weights.len(), source.ncols()));
+    for (i, mut row) in out.rows_mut().into_iter().enumerate() {
+        weights.iter().enumerate().for_each(|(k, w)| row.scaled_add(*w, &source.row(i + k)));
+    }
+    out.reversed_axes().as_standard_layout().into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::SeedableRng;
 
     #[test]
     fn blur_keeps_constants_and_the_sum_and_spreads_as_asked() {
@@ -180,5 +197,19 @@ mod tests {
         let second: f32 = spread.indexed_iter().map(|((z, _), v)| v * (z as f32 - 20.0).powi(2)).sum();
         assert!((second - 4.0).abs() < 0.15, "{second}");
         assert!((spread[[20, 22]] - spread[[22, 20]]).abs() < 1e-7);
+    }
+
+    #[test]
+    fn texture_is_as_strong_at_the_edges_as_within() {
+        let mut rng = ChaCha12Rng::seed_from_u64(5);
+        let (mut edge, mut within) = (0.0, 0.0);
+        for _ in 0..200 {
+            let field = noise(&mut rng, 10.0);
+            edge += field.row(0).mapv(|v| v * v).mean().unwrap_or(0.0);
+            within += field.row(70).mapv(|v| v * v).mean().unwrap_or(0.0);
+        }
+        let ratio = f32::sqrt(edge / within);
+        assert!((0.85..1.15).contains(&ratio), "{ratio}");
+        assert_eq!([-2, -1, 0, 3, 4, 5].map(|row| mirrored(row, 4)), [2, 1, 0, 3, 2, 1]);
     }
 }
