@@ -1,6 +1,7 @@
 //! Families and groups: from a gather and a prediction.
 
 use fwi::family::{Group, classify, is_texture, two_largest_patches};
+use fwi::invert::Kind;
 use fwi::prior::Prediction;
 use fwi::wave::{CpuOptions, build};
 use fwi::{Family, Model, Observed, Survey, synth};
@@ -74,6 +75,15 @@ fn texture_tells_style_from_layers() {
         assert!(n >= 38, "{family}: {n} of 40");
     }
     // what a stage for one kind of maps asks
+    let of_kind =
+        |family, kind| (0..40).filter(|&i| Kind::of(&synth::draw(family, 6, i).mapv(f64::from)) == kind).count();
+    assert!(of_kind(Family::StyleA, Kind::SmoothTexture) >= 38);
+    assert!(of_kind(Family::StyleB, Kind::SharpTexture) >= 36);
+    assert!(of_kind(Family::CurveVelB, Kind::Patches) >= 38);
+    let includes = |a: Kind, b: Kind| (a.includes(b), b.includes(a));
+    assert_eq!(includes(Kind::Texture, Kind::SharpTexture), (true, false));
+    assert_eq!(includes(Kind::SmoothTexture, Kind::SharpTexture), (false, false));
+    assert_eq!(includes(Kind::Texture, Kind::Patches), (false, false));
     let textures = |family| (0..40).filter(|&i| is_texture(&synth::draw(family, 6, i).mapv(f64::from))).count();
     assert!(textures(Family::StyleA) >= 38 && textures(Family::StyleB) >= 38);
     assert!(textures(Family::CurveVelB) <= 2 && textures(Family::CurveFaultA) <= 2);

@@ -49,7 +49,7 @@ struct Families {
     /// Seed of the synthetic maps
     #[arg(long, default_value = "2026")]
     seed: u64,
-    /// True maps of a family, as in CurveVel_A=maps.npy, in place of synthetic ones; may be given several times
+    /// True maps of a family, as in CurveVel_A=maps.npy, in place of synthetic ones; of a file of several arrays, the one named so; may be given several times
     #[arg(long, value_name = "FAMILY=MAPS", value_parser = parse_maps)]
     maps: Vec<(Family, PathBuf)>,
     /// The gathers of a family's --maps, in their order, in place of modelled ones
@@ -142,7 +142,7 @@ impl Families {
         let mut sets = vec![];
         for family in families {
             let (origin, maps) = match given(&self.maps, family) {
-                Some(path) => (path.display().to_string(), read_maps(&path, self.n as usize, survey)?),
+                Some(path) => (path.display().to_string(), read_maps(family, &path, self.n as usize, survey)?),
                 None => {
                     let maps = (0..self.n).map(|i| draw(family, self.seed, i).mapv(f64::from)).collect();
                     (format!("synthetic, seed {}", self.seed), maps)

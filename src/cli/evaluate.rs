@@ -18,7 +18,7 @@ use std::process::ExitCode;
 /// Evaluate a prior.
 #[derive(clap::Args)]
 pub struct Args {
-    /// True maps of a family, as in CurveVel_A=maps.npy; may be given several times
+    /// True maps of a family, as in CurveVel_A=maps.npy; of a file of several arrays, the one named so; may be given several times
     #[arg(long, value_name = "FAMILY=MAPS", value_parser = parse_maps)]
     maps: Vec<(Family, PathBuf)>,
     /// Synthetic maps of each family [default: 20 without --maps]
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     note(format_args!("engine: {}; memory: {} for the prior", propagator.describe(), opened.memory));
     let mut tables = vec![];
     for (family, path) in &args.maps {
-        let maps = read_maps(path, usize::MAX, &survey)?;
+        let maps = read_maps(*family, path, usize::MAX, &survey)?;
         tables.push(table(*family, true, maps, &*propagator, &*opened.prior, &survey)?);
     }
     for family in Family::ALL {
@@ -97,9 +97,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The first maps of a file, at most `most` of them, all of which the survey can compute.
-pub fn read_maps(path: &Path, most: usize, survey: &Survey) -> Result<Vec<Array2<f64>>> {
-    let mut file = Maps::open(path, survey.map_shape(), &Limits::default())?;
+/// The first maps of a family's file, at most `most` of them, all of which the survey can compute: those of the array that is
+/// named after the family, where the file has one and the path names none.
+pub fn read_maps(family: Family, path: &Path, most: usize, survey: &Survey) -> Result<Vec<Array2<f64>>> {
+    let (shape, limits) = (survey.map_shape(), Limits::default());
+    let named = PathBuf::from(format!("{}:{family}", path.display()));
+    let path = if path.exists() && Maps::open(&named, shape, &limits).is_ok() { &named } else { path };
+    let mut file = Maps::open(path, shape, &limits)?;
     let count = file.len().min(most);
     (0..count).map(|i| Ok(usable(Model::from_map(file.get(i)?), None, survey, path, i)?.vp)).collect()
 }
@@ -229,4 +233,29 @@ fn as_json(tables: &[Table], prior: String) -> serde_json::Value {
         })
     };
     json!({ "prior": prior, "families": tables.iter().map(one).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_arrays_the_one_named_after_the_family_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("maps.npz");
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        for (name, v) in [("FlatVel_A", 2000.0f32), ("CurveVel_A", 3000.0)] {
+            let one = dir.path().join("one.npy");
+            fwi::io::write_array(&one, Array2::from_elem((70, 70), v).view()).unwrap();
+            zip.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(&std::fs::read(&one).unwrap()).unwrap();
+        }
+        zip.finish().unwrap();
+        let first = |family, path: &Path| read_maps(family, path, 1, &Survey::openfwi()).unwrap()[0][[0, 0]];
+        assert_eq!(first(Family::CurveVelA, &path), 3000.0);
+        // a family that it does not name has the first, and what is named counts
+        assert_eq!(first(Family::StyleA, &path), 2000.0);
+        let named = PathBuf::from(format!("{}:FlatVel_A", path.display()));
+        assert_eq!(first(Family::CurveVelA, &named), 2000.0);
+    }
 }

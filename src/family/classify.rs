@@ -168,6 +168,11 @@ pub fn is_texture(map: &Array2<f64>) -> bool {
     rough_share(&map.mapv(|v| v as f32)) > ROUGH_SHARE
 }
 
+/// Whether the texture of a map (nz, nx) is as smooth as that of Style_A.
+pub fn is_smooth(map: &Array2<f64>) -> bool {
+    roughness(&map.mapv(|v| v as f32)) < SHARP_RATIO
+}
+
 /// Share of the steps along the rows of a map that are no rounding of a flat part.
 fn rough_share(map: &Array2<f32>) -> f64 {
     let steps: Vec<f32> = map.rows().into_iter().flat_map(|r| differences(&r.to_vec())).map(f32::abs).collect();

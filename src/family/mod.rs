@@ -8,7 +8,7 @@ mod recipe;
 
 pub use ablation::Ingredient;
 pub use classify::{
-    ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, is_texture, roughness, two_largest_patches,
+    ASYMMETRIC_RMS, Classification, Group, TWO_PATCHES, classify, is_smooth, is_texture, roughness, two_largest_patches,
 };
 pub use names::Family;
 pub use recipe::{Recipe, RecipeStart};

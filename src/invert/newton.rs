@@ -188,8 +188,8 @@ impl<'i> Inversion<'i> {
                 Ok(taken) => taken,
                 Err(halt) => return Ok(halt),
             };
-            state.failed = if taken.fell { 0 } else { state.failed + 1 };
-            if taken.between && taken.fell && taken.to < WORTH * taken.from {
+            state.failed = if taken.arrived { 0 } else { state.failed + 1 };
+            if taken.between && taken.arrived && taken.to < WORTH * taken.from {
                 state.between += 1;
             } else if taken.between {
                 state.between = MOST_BETWEEN;
@@ -216,7 +216,11 @@ impl<'i> Inversion<'i> {
         if let Some(stop) = reached(stage.target_rms) {
             return Some(Halt::Stage(stop));
         }
-        let why = || "no share of two steps running lowers the objective".into();
+        let of_areas = stage.newton.as_ref().is_some_and(|n| n.areas.is_some());
+        let why = || match of_areas {
+            true => "no map of areas lies near where two steps running lead".into(),
+            false => "no share of two steps running lowers the objective".into(),
+        };
         (state.failed == 2).then(|| Halt::Stage(StopReason::LineSearch { why: why() }))
     }
 

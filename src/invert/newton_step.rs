@@ -42,8 +42,8 @@ impl At {
 pub(super) struct Taken {
     /// Whether it came between two noises.
     pub(super) between: bool,
-    /// Whether the objective fell.
-    pub(super) fell: bool,
+    /// Whether it led anywhere: to a lower objective or, where steps end in areas, to a map of them.
+    pub(super) arrived: bool,
     /// Whether it led to a map of areas, and that is the one before.
     pub(super) settled: bool,
     /// Rms of the residual, as the stage filters it, before and after.
@@ -100,12 +100,11 @@ impl Problem<'_, '_> {
         };
         let settled = guess.as_ref().is_some_and(|guess| largest_change(&from.model, &guess.model) < SAME);
         let guessed = guess.is_some();
-        let taken = guess.or(taken);
-        let fell = taken.is_some();
-        let to = taken.unwrap_or(from);
+        let arrived = guessed || (taken.is_some() && self.newton.areas.is_none());
+        let to = guess.or(taken).unwrap_or(from);
         let after = self.rms(&to);
         self.arrive(state, to, guessed, observer);
-        Ok(Ok(Taken { between, fell, settled, from: before, to: after }))
+        Ok(Ok(Taken { between, arrived, settled, from: before, to: after }))
     }
 
     /// The first of some shares of a change that lowers the objective, if any does, or why nothing may be evaluated any more.
@@ -152,10 +151,9 @@ impl Problem<'_, '_> {
         let step = largest_change(&state.entry.model, &at.model);
         let (misfit, data_rms) = (at.evaluation.value, at.evaluation.data_rms);
         state.entry = Best { model: at.model, score: data_rms, misfit, data_rms };
-        // of maps of areas the best counts in the end, not the last
-        let first = state.step == 0 && state.between == 0;
-        let better = |best: &Best| guessed && data_rms < best.data_rms;
-        if self.newton.areas.is_none() || first || state.ledger.best.as_ref().is_none_or(better) {
+        // of maps of areas the best counts in the end, not the last; other maps are but on the way to them
+        let best = |best: &Best| data_rms < best.data_rms;
+        if self.newton.areas.is_none() || (guessed && state.ledger.best.as_ref().is_none_or(best)) {
             state.ledger.best = Some(state.entry.clone());
         }
         state.ledger.iterations += 1;

@@ -264,7 +264,9 @@ impl<'a> Inversion<'a> {
                 (None, Some(newton)) => self.run_newton(&mut state, stage, newton, clock, observer)?,
                 (None, None) => self.run_stage(&mut state, carried.take(), clock, observer)?,
             };
-            let mut best = state.ledger.best.take().unwrap_or_else(|| state.entry.clone());
+            // steps that should end in areas and never did are none
+            let given_up = stage.newton.as_ref().and_then(|n| n.areas.and(state.begin.clone()));
+            let mut best = state.ledger.best.take().or(given_up).unwrap_or_else(|| state.entry.clone());
             let mut rounded = match &stage.round {
                 Some(round) if Self::may_round(&halt) => Some(self.round(&mut state, &mut best, stage, round)?),
                 _ => None,
@@ -327,7 +329,7 @@ impl<'a> Inversion<'a> {
             return Ok(Some(StopReason::Skipped { rms }));
         }
         let kind = Kind::of(&state.entry.model.vp);
-        Ok(stage.only.filter(|only| *only != kind).map(|_| StopReason::OtherKind { kind }))
+        Ok(stage.only.filter(|only| !only.includes(kind)).map(|_| StopReason::OtherKind { kind }))
     }
 
     fn outcome(&self, state: State, best: Best, stop: StopReason, clock: Clock) -> Outcome {

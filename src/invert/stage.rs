@@ -3,6 +3,7 @@
 use super::newton::Newton;
 use super::rounding::Round;
 use super::variables::QuasiNewton;
+use crate::family::{is_smooth, is_texture};
 use crate::misfit::MisfitSpec;
 use crate::{Error, Result};
 use ndarray::Array2;
@@ -22,21 +23,31 @@ pub enum Vmin {
 
 /// What a map consists of, as far as it is known when a stage begins: a prior may have been wrong about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Areas of one velocity, or of one that changes slowly: layers.
     Patches,
-    /// Changes from cell to cell nearly everywhere: Style maps.
+    /// Changes from cell to cell nearly everywhere: Style maps, smooth or sharp.
     Texture,
+    /// Texture as smooth as Style_A.
+    SmoothTexture,
+    /// Texture rougher than that: Style_B.
+    SharpTexture,
 }
 
 impl Kind {
-    /// That of a map (nz, nx), m/s.
+    /// That of a map (nz, nx), m/s, as closely as there are kinds.
     pub fn of(map: &Array2<f64>) -> Self {
-        match crate::family::is_texture(map) {
-            true => Self::Texture,
-            false => Self::Patches,
+        match (is_texture(map), is_smooth(map)) {
+            (false, _) => Self::Patches,
+            (true, true) => Self::SmoothTexture,
+            (true, false) => Self::SharpTexture,
         }
+    }
+
+    /// Whether maps of another kind are of this one, too.
+    pub fn includes(self, other: Self) -> bool {
+        self == other || (self == Self::Texture && other != Self::Patches)
     }
 }
 
@@ -45,6 +56,8 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::Patches => "patches",
             Self::Texture => "texture",
+            Self::SmoothTexture => "smooth texture",
+            Self::SharpTexture => "sharp texture",
         })
     }
 }

@@ -24,7 +24,7 @@ pub struct State {
     pub(super) begin: Option<Best>,
     /// Gauss-Newton steps taken in this stage.
     pub(super) step: usize,
-    /// How many of them, the last ones, did not lower the objective.
+    /// How many of them, the last ones, led nowhere.
     pub(super) failed: usize,
     /// Steps taken so far between the noise before and that of the next step.
     pub(super) between: usize,
