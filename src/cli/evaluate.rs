@@ -238,6 +238,7 @@ fn as_json(tables: &[Table], prior: String) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn of_several_arrays_the_one_named_after_the_family_is_read() {

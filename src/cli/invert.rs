@@ -61,7 +61,7 @@ pub struct Args {
     /// Write the standard deviation of every cell, too: uncertainty.npy and uncertainty.png, in m/s
     #[arg(long)]
     uncertainty: bool,
-    /// Noise of the data that --uncertainty assumes, rms in their units [default: the data rms reached, at least 1e-5]
+    /// Noise of the data that --uncertainty assumes, rms in their units [default: what the last stage assumed or the data rms reached, whichever is larger, at least 1e-5]
     #[arg(long, value_name = "RMS", value_parser = parse_positive, requires = "uncertainty")]
     noise: Option<f64>,
     /// Say nothing but errors

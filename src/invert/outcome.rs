@@ -72,6 +72,13 @@ pub enum StopReason {
     },
 }
 
+impl StopReason {
+    /// Whether the stage that it ended changed the map: it was neither left out nor undone.
+    pub(super) fn tells_of_work(&self) -> bool {
+        !matches!(self, Self::Skipped { .. } | Self::OtherKind { .. } | Self::Undone)
+    }
+}
+
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

@@ -57,21 +57,25 @@ impl Uncertainty {
 }
 
 impl Inversion<'_> {
-    /// The uncertainty of a result of this inversion, under the regularisers of its last stage that has some, else under
-    /// a Gaussian process about the start. `noise` is an rms in the data's units; by default it is the data rms
-    /// that was reached, and at least [`LEAST_NOISE`]. Takes three matrices of order cells + 1: 600 MB for 70 x 70.
+    /// The uncertainty of a result of this inversion, under the regularisers of the last stage that it went through and that
+    /// has some, else under a Gaussian process about the start. `noise` is an rms in the data's units; by default it is what
+    /// that stage assumed last or the data rms that was reached, whichever is larger, and at least [`LEAST_NOISE`].
+    /// Takes three matrices of order cells + 1: 600 MB for 70 x 70.
     ///
     /// Errors: [`Error::Usage`] for a noise that is not above 0, [`Error::Numerical`] where the regularisers leave a cell
     /// wholly unknown.
     pub fn uncertainty(&self, outcome: &Outcome, noise: Option<f64>) -> Result<Uncertainty> {
-        let noise = noise.unwrap_or(outcome.data_rms.max(LEAST_NOISE));
+        let stages = &self.settings().stages;
+        let through = stages.iter().zip(&outcome.stages).rev().filter(|(_, summary)| summary.stop.tells_of_work());
+        let of_a_stage = through.filter_map(|(s, _)| s.newton.as_ref()).find(|newton| !newton.regularisers.is_empty());
+        // an estimate under more noise than the data have is as uncertain as that noise makes it
+        let assumed_last = of_a_stage.and_then(|newton| newton.noise.last()).copied().unwrap_or(0.0);
+        let noise = noise.unwrap_or(outcome.data_rms.max(assumed_last).max(LEAST_NOISE));
         if !(1e-9..1e6).contains(&noise) {
             return Err(Error::Usage(format!("an uncertainty needs a noise between 1e-9 and 1e6, not {noise}")));
         }
         let (model, confidence) = (&outcome.model, outcome.confidence.as_ref());
         let shape = model.vp.dim();
-        let stages = &self.settings().stages;
-        let of_a_stage = stages.iter().rev().find_map(|s| s.newton.as_ref().filter(|n| !n.regularisers.is_empty()));
         let specs = of_a_stage.map_or_else(|| vec![assumed(confidence.is_some())], |n| n.regularisers.clone());
         // the map that a process is about does not enter its curvature
         let mut regularisers = Terms::new(&outcome.start.vp, &outcome.start, confidence).regularisers(&specs)?;
