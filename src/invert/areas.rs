@@ -302,6 +302,28 @@ mod tests {
     }
 
     #[test]
+    fn steps_over_areas_and_their_edges_decide_as_those_over_cells_do() {
+        let areas = Areas { reach: 1, ..AREAS };
+        let unknowns = areas.unknowns(&truth());
+        // two rows of each side, and the two rows of cells between them
+        assert_eq!(unknowns.len(), 2 + 16);
+        let mut uneven = truth();
+        uneven[[0, 0]] += 5.0;
+        assert_eq!(areas.unknowns(&uneven).len(), 48);
+        assert_eq!(AREAS.unknowns(&truth()).len(), 48);
+
+        let mut map = truth();
+        (map[[2, 1]], map[[3, 4]], map[[2, 6]]) = (2300.0, 2650.0, 1800.0);
+        let full = matrix(&[(2, 1), (3, 4), (2, 6)]);
+        let reduced = Symmetric { lower: unknowns.reduce(&full) };
+        let (from, minimum) = (Model { vp: truth(), vmin: 1990.0 }, Model { vp: map.clone(), vmin: 1995.0 });
+        let found = areas.decide((&from, &minimum), &unknowns, Linear::SquaredSlowness, reduced).unwrap();
+        let by_cells = decided(map, Linear::SquaredSlowness, full);
+        let off = found.vp.iter().zip(&by_cells.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(off < 1e-6, "{off}");
+    }
+
+    #[test]
     fn what_agrees_with_nothing_keeps_a_velocity_of_its_own() {
         let mut map = truth();
         map[[1, 4]] = 2400.0;

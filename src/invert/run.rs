@@ -271,15 +271,16 @@ impl<'a> Inversion<'a> {
                 Some(round) if Self::may_round(&halt) => Some(self.round(&mut state, &mut best, stage, round)?),
                 _ => None,
             };
-            let guess = state.begin.take().filter(|begin| stage.guessed_wrongly(&best, begin));
-            let (stop, all) = match (halt, guess) {
-                (Halt::All(stop), _) => (stop, true),
-                (Halt::Stage(_), Some(begin)) => {
-                    best = begin;
-                    rounded = rounded.map(|_| false);
-                    (StopReason::Undone, false)
-                }
-                (Halt::Stage(stop), None) => match stage.abandon_above.filter(|limit| best.data_rms > *limit) {
+            let undone = state.begin.take().filter(|begin| stage.guessed_wrongly(&best, begin));
+            let went_back = undone.is_some();
+            if let Some(begin) = undone {
+                best = begin;
+                rounded = rounded.map(|_| false);
+            }
+            let (stop, all) = match halt {
+                Halt::All(stop) => (stop, true),
+                Halt::Stage(_) if went_back => (StopReason::Undone, false),
+                Halt::Stage(stop) => match stage.abandon_above.filter(|limit| best.data_rms > *limit) {
                     Some(limit) => (StopReason::Abandoned { rms: best.data_rms, limit }, true),
                     None => (stop, false),
                 },
