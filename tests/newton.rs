@@ -229,7 +229,7 @@ max_evals = 1
     let stage = &polished.stages[0];
     assert!(stage.evaluations <= (1 + 5 + 12) * stage.normal_matrices && stage.evaluations > plain.evaluations);
     assert!(
-        matches!(polished.stages[1].stop, StopReason::OtherKind { kind } if kind != Kind::Patches),
+        matches!(polished.stages[1].stop, StopReason::OtherKind { kind: Kind::SharpTexture }),
         "{}",
         polished.stages[1].stop
     );

@@ -68,9 +68,12 @@ impl Areas {
 
     /// What a step from a map is taken over: its areas and the cells near their edges. All cells where it is no map of areas.
     pub(super) fn unknowns(&self, map: &Array2<f64>) -> Patches {
+        if self.reach == 0 {
+            return Patches::cells(map);
+        }
         let inner = interiors(map, self.step, self.min_area, self.reach);
         let flat = map.iter().zip(&inner.flatten(map)).all(|(a, b)| (a - b).abs() < FLAT);
-        if flat && self.reach > 0 { inner } else { Patches::cells(map) }
+        if flat { inner } else { Patches::cells(map) }
     }
 
     /// The model of areas that lies nearest to a minimum, in the metric of the quadratic's matrix over steps of the unknowns,

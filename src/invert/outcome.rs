@@ -73,9 +73,9 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    /// Whether the stage that it ended changed the map: it was neither left out nor undone.
-    pub(super) fn tells_of_work(&self) -> bool {
-        !matches!(self, Self::Skipped { .. } | Self::OtherKind { .. } | Self::Undone)
+    /// Whether the stage was left out.
+    pub(super) fn left_out(&self) -> bool {
+        matches!(self, Self::Skipped { .. } | Self::OtherKind { .. })
     }
 }
 

@@ -1,7 +1,6 @@
 //! Rounding at the end of a stage: families whose velocities are whole numbers are found exactly where the data agree.
 
 use super::objective::Halt;
-use super::outcome::StopReason;
 use super::run::Inversion;
 use super::stage::Stage;
 use super::state::{Best, State};
@@ -84,6 +83,6 @@ impl Inversion<'_> {
 
     /// Whether a stage ended of itself, so that its map may be rounded.
     pub(super) fn may_round(halt: &Halt) -> bool {
-        matches!(halt, Halt::Stage(stop) if !matches!(stop, StopReason::Skipped { .. } | StopReason::OtherKind { .. }))
+        matches!(halt, Halt::Stage(stop) if !stop.left_out())
     }
 }

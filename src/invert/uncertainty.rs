@@ -8,7 +8,7 @@
 
 use super::newton::VMIN_STEP;
 use super::newton_space::Space;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, StopReason};
 use super::run::Inversion;
 use super::stage::Vmin;
 use super::terms::Terms;
@@ -66,7 +66,8 @@ impl Inversion<'_> {
     /// wholly unknown.
     pub fn uncertainty(&self, outcome: &Outcome, noise: Option<f64>) -> Result<Uncertainty> {
         let stages = &self.settings().stages;
-        let through = stages.iter().zip(&outcome.stages).rev().filter(|(_, summary)| summary.stop.tells_of_work());
+        let changed_map = |stop: &StopReason| !stop.left_out() && *stop != StopReason::Undone;
+        let through = stages.iter().zip(&outcome.stages).rev().filter(|(_, summary)| changed_map(&summary.stop));
         let of_a_stage = through.filter_map(|(s, _)| s.newton.as_ref()).find(|newton| !newton.regularisers.is_empty());
         // an estimate under more noise than the data have is as uncertain as that noise makes it
         let assumed_last = of_a_stage.and_then(|newton| newton.noise.last()).copied().unwrap_or(0.0);

@@ -95,28 +95,15 @@ impl Patches {
         Self::new(Array2::from_shape_fn(map.dim(), |(z, _)| z as u32), map)
     }
 
-    /// These patches of a map, those made one that share a patch of `finer`.
+    /// These patches of a map, with every patch of `finer` given whole to the one that its first cell belongs to.
     pub fn joined_by(&self, finer: &Self, map: &Array2<f64>) -> Self {
-        let mut joined: Vec<u32> = (0..self.len() as u32).collect();
-        let root = |joined: &[u32], mut l: u32| {
-            while joined[l as usize] != l {
-                l = joined[l as usize];
-            }
-            l
-        };
-        let mut first = vec![None; finer.len()];
-        for (&fine, &label) in finer.labels.iter().zip(&self.labels) {
-            let (a, b) = (root(&joined, *first[fine as usize].get_or_insert(label)), root(&joined, label));
-            joined[a.max(b) as usize] = a.min(b);
+        let (mut first, mut numbers, mut count) = (vec![None; finer.len()], vec![None; self.len()], 0);
+        let mut labels = self.labels.clone();
+        for (label, &fine) in labels.iter_mut().zip(&finer.labels) {
+            let whole = *first[fine as usize].get_or_insert(*label);
+            *label = *numbers[whole as usize].get_or_insert(count);
+            count = count.max(*label + 1);
         }
-        let mut numbers = vec![None; self.len()];
-        let mut count = 0;
-        let labels = self.labels.mapv(|l| {
-            *numbers[root(&joined, l) as usize].get_or_insert_with(|| {
-                count += 1;
-                count - 1
-            })
-        });
         Self::new(labels, map)
     }
 
