@@ -118,7 +118,7 @@ fn mistakes_are_told_in_one_line() {
     fs::write(bench.path("typo.toml"), CHEAP.replace("max_evals", "max_eval")).unwrap();
     fs::write(bench.path("bytes.toml"), [0xff, 0xfe, 0x00]).unwrap();
     for (options, code, part) in [
-        ("--recipe nothing", 2, "no recipe is called \"nothing\"; there are continuation"),
+        ("--recipe nothing", 2, "no recipe is called \"nothing\"; there are anneal"),
         ("--recipe none.toml", 4, "none.toml: cannot read"),
         ("--recipe broken.toml", 3, "broken.toml: line 3 of the recipe"),
         ("--recipe typo.toml", 3, "typo.toml: line 7 of the recipe: unknown field `max_eval`"),

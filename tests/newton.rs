@@ -130,7 +130,7 @@ fn recipe() -> Attempt {
 fn plain(recipe: &str, start: RecipeStart, evals: u64) -> Attempt {
     let stage = Stage { max_evals: Some(evals), ..Stage::new(recipe, MisfitSpec::L2) };
     let settings = Settings { stages: vec![stage], ..Settings::default() };
-    Attempt { recipe: recipe.into(), start, accept_rms: 1e-4, settings }
+    Attempt { recipe: recipe.into(), start, accept_rms: 1e-4, only_above: None, times: 1, settings }
 }
 
 /// Stops after every so many checkpoints.
@@ -256,6 +256,16 @@ fn a_stalled_recipe_falls_back_and_the_best_is_kept() {
     assert_eq!(Some(alone.data_rms), out.attempts[2].data_rms);
     let (resumed, runs) = piecemeal(&bench, &attempts);
     assert!(runs > 10 && timeless(&out) == timeless(&resumed), "interruptions change the outcome: {runs}");
+
+    // a start from the best so far goes on where the second ended, and not from the first's map
+    let (second, best) = (plain("b", RecipeStart::Prior, 20), plain("c", RecipeStart::Best, 4));
+    let attempts = [plain("a", RecipeStart::Prior, 2), second, plain("d", RecipeStart::Prior, 1), best];
+    let out = run(&attempts);
+    let ended = out.attempts[1].data_rms.unwrap();
+    assert!(out.attempts[3].start == "best" && out.attempts[3].data_rms.unwrap() <= ended, "{:?}", out.attempts);
+    assert!(out.attempts[3].kept && out.data_rms < 0.99 * ended, "{ended:e}, {:e}", out.data_rms);
+    let (resumed, _) = piecemeal(&bench, &attempts);
+    assert!(timeless(&out) == timeless(&resumed), "interruptions change the outcome");
 
     // a worse second attempt is not kept, one that is good enough is the last
     let out = run(&[plain("a", RecipeStart::Prior, 20), plain("b", RecipeStart::Gradient, 1)]);

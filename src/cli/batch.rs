@@ -335,7 +335,7 @@ fn line(job: &Job, outcome: &Result<Outcome>) -> (Line, Option<u8>) {
                 evaluations: o.evaluations,
                 seconds: o.seconds,
                 stop_reason: Some(o.stop.to_string()),
-                recipe: o.attempts.iter().find(|a| a.kept).map(|a| a.recipe.clone()),
+                recipe: o.kept_recipe().map(str::to_string),
                 attempts: o.attempts.clone(),
                 ..about
             };

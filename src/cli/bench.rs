@@ -8,7 +8,7 @@ use super::method::Signals;
 use super::note;
 use super::options::{parse_duration, same_file};
 use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
-use super::recipe_choice::{Choice, load, without_recipe};
+use super::recipe_choice::{Choice, kept, load, without_recipe};
 use clap::Subcommand;
 use fwi::family::bench::{Case, Coverage};
 use fwi::family::{Ingredient, Recipe, classify};
@@ -302,7 +302,7 @@ impl Bench<'_> {
         if outcome.stop == StopReason::Cancelled {
             return Err(self.signals.interruption(self.args.json.as_deref().unwrap_or(Path::new("no file"))));
         }
-        let kept = &attempts[outcome.attempts.iter().position(|a| a.kept).unwrap_or(0)];
+        let kept = kept(&attempts, &outcome);
         let (maps, name) = (set.origin.clone(), kept.recipe.clone());
         let mut case = Case::new(set.family, maps, number as u64, key, name, &outcome, truth, evaluation_seconds);
         if self.args.uncertainty {

@@ -27,9 +27,13 @@ pub fn explain(
     }
     let curvature = Curvature::new(survey, &CurvatureOptions { threads, ..CurvatureOptions::default() })?;
     for (i, attempt) in attempts.iter().enumerate() {
-        let begins = if i == 0 || attempt.start == RecipeStart::Prior { start } else { "gradient" };
+        let begins = match attempt.start {
+            _ if i == 0 => start,
+            RecipeStart::Best => "the best map so far",
+            other => other.called(start),
+        };
         if i > 0 {
-            tell(format_args!("otherwise: {}", attempt.recipe))?;
+            tell(format_args!("otherwise: {}{}", attempt.recipe, conditions(attempt)))?;
         }
         tell(format_args!("start: {begins}"))?;
         table(attempt, survey, &curvature)?;
@@ -38,6 +42,13 @@ pub fn explain(
         }
     }
     Ok(())
+}
+
+/// When and how often a fall-back is tried, in words.
+fn conditions(attempt: &Attempt) -> String {
+    let above = attempt.only_above.map_or(String::new(), |rms| format!(", unless the data rms is down to {rms:e} by then"));
+    let times = if attempt.times > 1 { format!(", up to {} times", attempt.times) } else { String::new() };
+    above + &times
 }
 
 fn table(attempt: &Attempt, survey: &Survey, curvature: &Curvature) -> Result<()> {

@@ -7,11 +7,11 @@ use super::monitor::{Budget, Monitor};
 use super::note;
 use super::options::{observe, parse_positive, same_file};
 use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
-use super::recipe_choice::{Choice, Chosen, load, without_recipe};
+use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use super::rundir::{Origin, RunDir};
 use fwi::family::Recipe;
 use fwi::invert::{
-    Attempt, FirstStart, Inversion, Outcome, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes,
+    Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes,
     resume_with_fallbacks,
 };
 use fwi::io::{Limits, read_map};
@@ -328,17 +328,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let convergence = std::mem::take(&mut monitor.convergence);
     let outcome = outcome?;
     let uncertainty = match args.uncertainty && outcome.stop != StopReason::Cancelled {
-        true => Some(uncertainty(&args, &make(&way.attempts[kept(&outcome)].settings)?, &outcome)?),
+        true => Some(uncertainty(&args, &make(&kept(&way.attempts, &outcome).settings)?, &outcome)?),
         false => None,
     };
     let told = (&outcome, uncertainty.as_ref());
     write_outputs(&args, &plan, &origin, &engines, &way, told, &dir, &convergence)?;
     conclude(&args, &way, &outcome, &dir, &signals)
-}
-
-/// The attempt that the outcome's map is of.
-fn kept(outcome: &Outcome) -> usize {
-    outcome.attempts.iter().position(|a| a.kept).unwrap_or(0)
 }
 
 /// A refused checkpoint with where it lies, and with the recipe's file, which may have changed since.

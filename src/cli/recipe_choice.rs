@@ -1,7 +1,7 @@
 //! Which recipe an inversion follows, and why.
 
 use fwi::family::{Classification, Group, Recipe, RecipeStart};
-use fwi::invert::{Attempt, Settings};
+use fwi::invert::{Attempt, Outcome, Settings};
 use fwi::prior::Prediction;
 use fwi::{Family, Result};
 use std::path::Path;
@@ -77,5 +77,10 @@ impl Chosen {
 /// Stages without a recipe as the only attempt.
 pub fn without_recipe(settings: &Settings) -> Vec<Attempt> {
     let (recipe, settings) = ("stages".into(), settings.clone());
-    vec![Attempt { recipe, start: RecipeStart::Prior, accept_rms: f64::INFINITY, settings }]
+    vec![Attempt { recipe, start: RecipeStart::Prior, accept_rms: f64::INFINITY, only_above: None, times: 1, settings }]
+}
+
+/// The attempt whose map is the outcome's.
+pub fn kept<'a>(attempts: &'a [Attempt], outcome: &Outcome) -> &'a Attempt {
+    attempts.iter().find(|a| outcome.kept_recipe() == Some(&a.recipe)).unwrap_or(&attempts[0])
 }

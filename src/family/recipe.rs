@@ -25,6 +25,13 @@ pub struct Recipe {
     /// Data rms, in the data's units, above which it counts as stalled and [`fallback`](Self::fallback) is tried.
     #[serde(default = "accept_rms")]
     pub accept_rms: f64,
+    /// As a fall-back, it is left out where an attempt before has come to a data rms at or below this: it is for maps that are
+    /// further off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_above: Option<f64>,
+    /// How many times it is tried at most, while it stalls: more than once for one that begins with the best map so far.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub times: usize,
     /// Name of the embedded recipe to try where this one stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
@@ -37,6 +44,14 @@ fn accept_rms() -> f64 {
     1e-4
 }
 
+fn once() -> usize {
+    1
+}
+
+fn is_once(times: &usize) -> bool {
+    *times == 1
+}
+
 /// Where a recipe begins unless something else is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -46,10 +61,25 @@ pub enum RecipeStart {
     Prior,
     /// Exact source velocities and a gradient with depth.
     Gradient,
+    /// As a fall-back, the map with the lowest data rms of all attempts before, or, tried again, the one that it came to; else
+    /// the prior's map.
+    Best,
+}
+
+impl RecipeStart {
+    /// What a fall-back's start is called, where the first recipe began with `first`.
+    pub fn called(self, first: &str) -> &str {
+        match self {
+            Self::Prior => first,
+            Self::Gradient => "gradient",
+            Self::Best => "best",
+        }
+    }
 }
 
 /// The recipes in the library, by name.
 const EMBEDDED: &[(&str, &str)] = &[
+    ("anneal", include_str!("../../recipes/anneal.toml")),
     ("continuation", include_str!("../../recipes/continuation.toml")),
     ("cottaar-flat", include_str!("../../recipes/cottaar-flat.toml")),
     ("cottaar-rest", include_str!("../../recipes/cottaar-rest.toml")),
@@ -140,6 +170,14 @@ impl Recipe {
         if !(recipe.accept_rms > 0.0 && recipe.accept_rms.is_finite()) {
             return Err(Error::Usage(format!("accept_rms must be above 0 and finite, not {}", recipe.accept_rms)));
         }
+        if recipe.only_above.is_some_and(|rms| !(rms > 0.0 && rms.is_finite())) {
+            return Err(Error::Usage("only_above must be above 0 and finite".into()));
+        }
+        let most = if recipe.start == RecipeStart::Best { 100 } else { 1 };
+        if recipe.times == 0 || recipe.times > most {
+            let problem = "a recipe is tried once, or, with start = \"best\", 1 to 100 times";
+            return Err(Error::Usage(format!("{problem}, not {}", recipe.times)));
+        }
         if let Some(name) = &recipe.fallback {
             Self::text(name).map_err(|e| Error::Usage(format!("fallback: {e}")))?;
         }
@@ -199,6 +237,9 @@ mod tests {
             (format!("{head}[[stage]\n"), "line 3 of the recipe"),
             (format!("{head}stage = []"), "at least one [[stage]]"),
             (format!("{head}accept_rms = nan\n{stage}"), "accept_rms must be above 0"),
+            (format!("{head}only_above = 0.0\n{stage}"), "only_above must be above 0"),
+            (format!("{head}times = 2\n{stage}"), "tried once, or, with start = \"best\", 1 to 100 times, not 2"),
+            (format!("{head}start = \"best\"\ntimes = 0\n{stage}"), "1 to 100 times, not 0"),
             (format!("{head}fallback = \"none\"\n{stage}"), "fallback: no recipe is called \"none\"; there are"),
             (format!("{head}{stage}smoothing = -1.0"), "stage \"a\": smoothing must be above 0"),
         ] {

@@ -21,6 +21,10 @@ pub struct Attempt {
     pub start: RecipeStart,
     /// Data rms, in the data's units, above which the next one is tried.
     pub accept_rms: f64,
+    /// Data rms of an attempt before at or below which this one is left out.
+    pub only_above: Option<f64>,
+    /// How many times it is tried at most.
+    pub times: usize,
     /// How it inverts.
     pub settings: Settings,
 }
@@ -28,9 +32,49 @@ pub struct Attempt {
 impl Attempt {
     /// A recipe's, with all but its stages from `settings`.
     pub fn new(recipe: Recipe, settings: &Settings) -> Self {
-        let Recipe { name, start, accept_rms, stages, .. } = recipe;
-        Self { recipe: name, start, accept_rms, settings: Settings { stages, ..settings.clone() } }
+        let Recipe { name, start, accept_rms, only_above, times, stages, .. } = recipe;
+        let settings = Settings { stages, ..settings.clone() };
+        Self { recipe: name, start, accept_rms, only_above, times, settings }
     }
+
+    /// Whether it is left out after those before: they have come nearer than it is for.
+    fn is_left_out(&self, done: &[Finished]) -> bool {
+        let near = |rms: f64| best(done).is_some_and(|i| done[i].outcome.data_rms <= rms);
+        self.only_above.is_some_and(near)
+    }
+
+    /// Where it begins after those before.
+    fn begins(&self, first: &FirstStart, done: &[Finished]) -> Start {
+        let own = done.last().filter(|f| f.summary.recipe == self.recipe);
+        match self.start {
+            RecipeStart::Gradient if !done.is_empty() => Start::Gradient,
+            RecipeStart::Best => match own.or(best(done).map(|i| &done[i])) {
+                Some(f) => Start::Map(f.outcome.model.vp.clone()),
+                None => first.start.clone(),
+            },
+            _ => first.start.clone(),
+        }
+    }
+}
+
+/// The attempt that follows on those that are done. Errors when these are not what `attempts` would have come to.
+fn next<'a>(attempts: &'a [Attempt], done: &[Finished]) -> Result<Option<&'a Attempt>> {
+    let mut before = 0;
+    for attempt in attempts.iter().flat_map(|a| std::iter::repeat_n(a, a.times)) {
+        if before > 0 && attempt.is_left_out(&done[..before]) {
+            continue;
+        }
+        match done.get(before) {
+            None => return Ok(Some(attempt)),
+            Some(f) if f.summary.recipe == attempt.recipe => before += 1,
+            Some(_) => break,
+        }
+    }
+    if before < done.len() {
+        let words = "the checkpoint belongs to other recipes; give those it was made with";
+        return Err(Error::Usage(words.into()));
+    }
+    Ok(None)
 }
 
 /// Where the first attempt begins.
@@ -68,10 +112,8 @@ pub fn resume_with_fallbacks<'a>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let before = &state.earlier;
-    let same = before.iter().zip(attempts).all(|(f, a)| f.summary.recipe == a.recipe);
-    if before.len() >= attempts.len() || !same {
-        let words = "the checkpoint belongs to other recipes; give those it was made with";
-        return Err(Error::Usage(words.into()));
+    if next(attempts, before)?.is_none() {
+        return Err(Error::Usage("the checkpoint belongs to other recipes; give those it was made with".into()));
     }
     let (model, confidence) = match before.first() {
         Some(f) => (&f.outcome.start, &f.confidence),
@@ -90,27 +132,28 @@ fn proceed<'a>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let mut done: Vec<Finished> = resumed.as_ref().map_or(vec![], |s| s.earlier.clone());
-    while let Some(attempt) = attempts.get(done.len()) {
-        let at_first = done.is_empty() || attempt.start == RecipeStart::Prior;
+    let mut limited = false;
+    while let Some(attempt) = next(attempts, &done)? {
+        let begin = if done.is_empty() { RecipeStart::Prior } else { attempt.start };
         let mut inversion = inversion(&attempt.settings)?;
         let outcome = match resumed.take() {
             Some(state) => inversion.resume(state, observer)?,
             None => {
-                if let Some(c) = first.confidence.as_ref().filter(|_| at_first) {
+                if let Some(c) = first.confidence.as_ref().filter(|_| begin == RecipeStart::Prior) {
                     inversion = inversion.confidence(c.clone())?;
                 }
-                let start = if at_first { &first.start } else { &Start::Gradient };
-                inversion.after(done.clone()).run(start, observer)?
+                inversion.after(done.clone()).run(&attempt.begins(first, &done), observer)?
             }
         };
-        let settled = outcome.data_rms <= attempt.accept_rms || ended(&outcome, &attempt.settings);
-        let summary = summary(attempt, if at_first { &first.name } else { "gradient" }, &outcome, &done);
+        limited = ended(&outcome, &attempt.settings);
+        let settled = limited || outcome.data_rms <= attempt.accept_rms;
+        let summary = summary(attempt, begin.called(&first.name), &outcome, &done);
         done.push(Finished { summary, outcome, confidence: first.confidence.clone() });
         if settled {
             break;
         }
     }
-    conclude(done, attempts)
+    conclude(done, limited)
 }
 
 /// Whether nothing may follow: a limit of all attempts, the target, or the caller ended this one.
@@ -138,16 +181,19 @@ fn summary(attempt: &Attempt, start: &str, outcome: &Outcome, before: &[Finished
     }
 }
 
-/// The best outcome with the counts of all.
-fn conclude(mut done: Vec<Finished>, attempts: &[Attempt]) -> Result<Outcome> {
+/// Which has the lowest data rms.
+fn best(done: &[Finished]) -> Option<usize> {
     let rms = |f: &Finished| if f.outcome.data_rms.is_nan() { f64::INFINITY } else { f.outcome.data_rms };
-    let best = (0..done.len()).min_by(|&a, &b| rms(&done[a]).total_cmp(&rms(&done[b])));
-    let Some((best, last)) = best.zip(done.last().map(|f| f.outcome.clone())) else {
+    (0..done.len()).min_by(|&a, &b| rms(&done[a]).total_cmp(&rms(&done[b])))
+}
+
+/// The best outcome with the counts of all, and why the last one ended if a limit of all attempts did that.
+fn conclude(mut done: Vec<Finished>, limited: bool) -> Result<Outcome> {
+    let Some((best, last)) = best(&done).zip(done.last().map(|f| f.outcome.clone())) else {
         return Err(Error::Usage("an inversion needs at least one recipe".into()));
     };
     done[best].summary.kept = true;
     let summaries = done.iter().map(|f| f.summary.clone()).collect();
-    let limited = ended(&last, &attempts[done.len() - 1].settings);
     let kept = done.swap_remove(best).outcome;
     Ok(Outcome {
         stop: if limited { last.stop } else { kept.stop },

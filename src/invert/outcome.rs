@@ -135,7 +135,7 @@ pub struct StageSummary {
 pub struct AttemptSummary {
     /// Its name.
     pub recipe: String,
-    /// Where it began: "gradient", "prior" or the file.
+    /// Where it began: "gradient", "prior", the file, or "best": the best map of the attempts before.
     pub start: String,
     /// Data rms reached, in the data's units; none where a limit left it no evaluation.
     pub data_rms: Option<f64>,
@@ -187,6 +187,13 @@ pub struct Outcome {
     pub masked: Vec<(usize, usize)>,
     /// The recipes tried, in order; none where the inversion was by stages alone.
     pub attempts: Vec<AttemptSummary>,
+}
+
+impl Outcome {
+    /// Name of the recipe whose map is the result, if it was by recipes.
+    pub fn kept_recipe(&self) -> Option<&str> {
+        self.attempts.iter().find(|a| a.kept).map(|a| &a.recipe[..])
+    }
 }
 
 /// Where an inversion stands, at an evaluation or at an accepted iterate.

@@ -1,10 +1,10 @@
 //! What `fwi invert` tells and writes.
 
-use super::{Args, Engines, Plan, Way, kept};
+use super::{Args, Engines, Plan, Way};
 use crate::cli::method::Signals;
 use crate::cli::monitor::Convergence;
 use crate::cli::options::{memory_line, peak_memory};
-use crate::cli::recipe_choice::Chosen;
+use crate::cli::recipe_choice::{Chosen, kept};
 use crate::cli::rundir::{
     CONVERGENCE_FIGURE, GATHER_FIGURE, Origin, RunDir, UNCERTAINTY, UNCERTAINTY_FIGURE, VELOCITY, VELOCITY_FIGURE,
 };
@@ -78,8 +78,8 @@ pub(super) fn write_outputs(
     png(VELOCITY_FIGURE, plot::map_figure(map.view(), plan.survey.dx, Some(outcome.start.vp.view()), truth)?)?;
     png(GATHER_FIGURE, plot::gather_figure(&plan.observed, Some(&synthetic), &plan.survey, None)?)?;
     png(CONVERGENCE_FIGURE, plot::convergence_figure(history, stages)?)?;
-    let kept = kept(outcome);
-    let recipe = way.chosen.as_ref().map(|_| &way.attempts[kept].recipe);
+    let kept = kept(&way.attempts, outcome);
+    let recipe = way.chosen.as_ref().map(|_| &kept.recipe);
     if let Some(u) = uncertainty {
         write_array(dir.file(UNCERTAINTY), u.deviations.mapv(|v| v as f32).view())?;
         let title = format!("Expected MAE {:.2} m/s", u.expected_mae());
@@ -109,7 +109,7 @@ pub(super) fn write_outputs(
         "masked_traces": outcome.masked,
         "samples_used": plan.observed.mask.nt,
         "engine": propagator.describe(),
-        "settings": way.attempts[kept].settings,
+        "settings": kept.settings,
         "uncertainty": uncertainty.map(|u| json!({
             "expected_mae": u.expected_mae(),
             "noise": u.noise,
