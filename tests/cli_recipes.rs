@@ -31,7 +31,7 @@ fn recipes_are_listed_and_shown() {
     let (code, out, _) = fwi(&bench, "recipes show layered");
     assert!(code == 0 && out == include_str!("../recipes/layered.toml"), "{out}");
     let (code, out, err) = fwi(&bench, "recipes show nothing");
-    assert!(code == 2 && out.is_empty() && err.contains("no recipe is called \"nothing\"; there are cont"), "{err}");
+    assert!(code == 2 && out.is_empty() && err.contains("no recipe is called \"nothing\"; there are anneal"), "{err}");
 }
 
 #[test]

@@ -267,6 +267,18 @@ fn a_stalled_recipe_falls_back_and_the_best_is_kept() {
     let (resumed, _) = piecemeal(&bench, &attempts);
     assert!(timeless(&out) == timeless(&resumed), "interruptions change the outcome");
 
+    // tried again, it goes on from where it came to: as far as in one go, but that L-BFGS forgets; one for maps that are
+    // further off is left out
+    let again = Attempt { times: 3, ..plain("c", RecipeStart::Best, 6) };
+    let near = Attempt { only_above: Some(1e3), ..plain("b", RecipeStart::Prior, 9) };
+    let attempts = [plain("a", RecipeStart::Prior, 2), near, again];
+    let out = run(&attempts);
+    let told: Vec<_> = out.attempts.iter().map(|a| (&a.recipe[..], &a.start[..])).collect();
+    assert_eq!(told, [("a", "prior"), ("c", "best"), ("c", "best"), ("c", "best")]);
+    assert!(out.attempts.is_sorted_by(|a, b| a.data_rms > b.data_rms), "{:?}", out.attempts);
+    let (resumed, _) = piecemeal(&bench, &attempts);
+    assert!(timeless(&out) == timeless(&resumed), "interruptions change the outcome");
+
     // a worse second attempt is not kept, one that is good enough is the last
     let out = run(&[plain("a", RecipeStart::Prior, 20), plain("b", RecipeStart::Gradient, 1)]);
     assert!(out.attempts[0].kept && !out.attempts[1].kept && out.evaluations == 21);
