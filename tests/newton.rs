@@ -264,6 +264,7 @@ fn a_stalled_recipe_falls_back_and_the_best_is_kept() {
     let ended = out.attempts[1].data_rms.unwrap();
     assert!(out.attempts[3].start == "best" && out.attempts[3].data_rms.unwrap() <= ended, "{:?}", out.attempts);
     assert!(out.attempts[3].kept && out.data_rms < 0.99 * ended, "{ended:e}, {:e}", out.data_rms);
+    assert_eq!(out.start.vp, blurred());
     let (resumed, _) = piecemeal(&bench, &attempts);
     assert!(timeless(&out) == timeless(&resumed), "interruptions change the outcome");
 

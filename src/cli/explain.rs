@@ -46,7 +46,8 @@ pub fn explain(
 
 /// When and how often a fall-back is tried, in words.
 fn conditions(attempt: &Attempt) -> String {
-    let above = attempt.only_above.map_or(String::new(), |rms| format!(", unless the data rms is down to {rms:e} by then"));
+    let above =
+        attempt.only_above.map_or(String::new(), |rms| format!(", unless the data rms is down to {rms:e} by then"));
     let times = if attempt.times > 1 { format!(", up to {} times", attempt.times) } else { String::new() };
     above + &times
 }

@@ -193,6 +193,8 @@ fn conclude(mut done: Vec<Finished>, limited: bool) -> Result<Outcome> {
         return Err(Error::Usage("an inversion needs at least one recipe".into()));
     };
     done[best].summary.kept = true;
+    let goes_on = done[best].summary.start == RecipeStart::Best.called("");
+    let start = done[if goes_on { 0 } else { best }].outcome.start.clone();
     let summaries = done.iter().map(|f| f.summary.clone()).collect();
     let kept = done.swap_remove(best).outcome;
     Ok(Outcome {
@@ -204,7 +206,7 @@ fn conclude(mut done: Vec<Finished>, limited: bool) -> Result<Outcome> {
         seconds: last.seconds,
         attempts: summaries,
         model: kept.model,
-        start: kept.start,
+        start,
         confidence: kept.confidence,
         data_rms: kept.data_rms,
         misfit: kept.misfit,

@@ -159,7 +159,7 @@ pub struct Outcome {
     /// The best finite model: of the last stage that ran, lowest in data rms if that was the schedule's last stage and
     /// had no regularisers, else lowest in the stage's misfit, regularisers included.
     pub model: Model,
-    /// The model that the inversion began with.
+    /// The model that the inversion began with: the kept attempt, or the first one where that went on from another's map.
     pub start: Model,
     /// Standard deviations (nz, nx) of that model, m/s, where they were given.
     pub confidence: Option<Array2<f64>>,
