@@ -43,17 +43,10 @@ impl Attempt {
         self.only_above.is_some_and(near)
     }
 
-    /// Where it begins after those before.
-    fn begins(&self, first: &FirstStart, done: &[Finished]) -> Start {
+    /// The best map of those before, or, tried again, its own.
+    fn best_start(&self, done: &[Finished]) -> Option<Start> {
         let own = done.last().filter(|f| f.summary.recipe == self.recipe);
-        match self.start {
-            RecipeStart::Gradient if !done.is_empty() => Start::Gradient,
-            RecipeStart::Best => match own.or(best(done).map(|i| &done[i])) {
-                Some(f) => Start::Map(f.outcome.model.vp.clone()),
-                None => first.start.clone(),
-            },
-            _ => first.start.clone(),
-        }
+        own.or(best(done).map(|i| &done[i])).map(|f| Start::Map(f.outcome.model.vp.clone()))
     }
 }
 
@@ -70,11 +63,11 @@ fn next<'a>(attempts: &'a [Attempt], done: &[Finished]) -> Result<Option<&'a Att
             Some(_) => break,
         }
     }
-    if before < done.len() {
-        let words = "the checkpoint belongs to other recipes; give those it was made with";
-        return Err(Error::Usage(words.into()));
-    }
-    Ok(None)
+    if before < done.len() { Err(of_other_recipes()) } else { Ok(None) }
+}
+
+fn of_other_recipes() -> Error {
+    Error::Usage("the checkpoint belongs to other recipes; give those it was made with".into())
 }
 
 /// Where the first attempt begins.
@@ -113,7 +106,7 @@ pub fn resume_with_fallbacks<'a>(
 ) -> Result<Outcome> {
     let before = &state.earlier;
     if next(attempts, before)?.is_none() {
-        return Err(Error::Usage("the checkpoint belongs to other recipes; give those it was made with".into()));
+        return Err(of_other_recipes());
     }
     let (model, confidence) = match before.first() {
         Some(f) => (&f.outcome.start, &f.confidence),
@@ -142,7 +135,12 @@ fn proceed<'a>(
                 if let Some(c) = first.confidence.as_ref().filter(|_| begin == RecipeStart::Prior) {
                     inversion = inversion.confidence(c.clone())?;
                 }
-                inversion.after(done.clone()).run(&attempt.begins(first, &done), observer)?
+                let start = match begin {
+                    RecipeStart::Prior => None,
+                    RecipeStart::Gradient => Some(Start::Gradient),
+                    RecipeStart::Best => attempt.best_start(&done),
+                };
+                inversion.after(done.clone()).run(start.as_ref().unwrap_or(&first.start), observer)?
             }
         };
         limited = ended(&outcome, &attempt.settings);
