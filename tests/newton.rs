@@ -404,3 +404,25 @@ fn areas_are_found_to_the_cell() {
     assert!(with.mae.unwrap() < 0.1 && without.mae.unwrap() > 1.0, "{:?} {:?}", with.mae, without.mae);
     assert_eq!(with.stages[0].stop, StopReason::Settled);
 }
+
+#[test]
+fn steps_that_find_no_better_areas_end_the_stage() {
+    // a contact of mixed cells that is no edge of areas
+    let mixed = |x: usize| 2717.0 - 150.0 * ((x * 7) % 5) as f64;
+    let truth = Array2::from_shape_fn((24, 20), |(z, x)| match z {
+        0..12 => 1803.0,
+        12 | 13 => mixed(x + 3 * z),
+        _ => 2717.0,
+    });
+    let bench = Bench::of(truth, small(), 1);
+    // under noises that grow, maps fit less and less, and none is the one before
+    let attempt = steps(
+        "linear = \"squared-slowness\"\nnoise = [0.05, 0.01, 1e-4, 0.02, 0.05, 0.15, 0.5, 1.5]\nareas = { step = 10, min_area = 6, own = 20, edge = 0 }",
+    );
+    let start = Array2::from_shape_fn((24, 20), |(z, _)| if z < 13 { 1850.0 } else { 2650.0 });
+    let first = FirstStart { start: Start::Map(start), name: "prior".into(), confidence: None };
+    let found = invert_with_fallbacks(&[attempt], &first, &bench.inversion(1), &mut ()).unwrap();
+    let stage = &found.stages[0];
+    assert!(matches!(stage.stop, StopReason::Wandering { steps: 3 }), "{}", stage.stop);
+    assert!(stage.iterations < 10, "{}", stage.iterations);
+}

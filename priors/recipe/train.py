@@ -133,6 +133,7 @@ def train(config, read=read_hdf5):
         state = saved["state"]
         pool.random.manual_seed(config["seed"] + state["steps"])
         print(f"going on after {state['samples']} samples", flush=True)
+    inputs = torch.compile(model.inputs) if config.get("compile") else model.inputs
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million weights, {len(pool)} samples, {device}", flush=True)
 
     def progress():
@@ -146,7 +147,7 @@ def train(config, read=read_hdf5):
     began, told, maes = time.time(), time.time(), []
     while progress() < 1.0:
         tokens, velocity, family = (a.to(device) for a in pool.batch(config["batch"]))
-        features, surface = (a.to(torch.bfloat16) for a in model.inputs(tokens))
+        features, surface = (a.to(torch.bfloat16) for a in inputs(tokens))
         # every other column at first, the even ones or the odd ones: half the work
         columns = slice(state["steps"] % 2, None, 2) if progress() < config["coarse_until"] else slice(None)
         outputs = model.body(features[:, columns], surface, columns)

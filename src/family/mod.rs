@@ -3,6 +3,7 @@
 mod ablation;
 pub mod bench;
 mod classify;
+mod like;
 mod names;
 mod recipe;
 

@@ -1,9 +1,10 @@
 //! Recipes: how the maps of a group are best inverted, as data.
 //!
 //! A recipe is a TOML file: its name, what it is for, where it starts, and the stages one after the other. Those in
-//! `recipes/` are part of the library; one table says which group gets which.
+//! `recipes/` are part of the library; one table says which group gets which. A stage may be written as the difference from
+//! another: `like = "layered/areas"` with what is to be otherwise.
 
-use super::{Family, Group};
+use super::{Family, Group, like};
 use crate::invert::Stage;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -159,11 +160,18 @@ impl Recipe {
     /// Parses a recipe for records sampled every `dt` s. Errors, in one line, on what is no recipe and on stages that make
     /// no sense.
     pub fn parse(text: &str, dt: f64) -> Result<Self> {
-        let recipe: Self = toml::from_str(text).map_err(|e| {
+        let fail = |e: toml::de::Error| {
             let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
             Error::Usage(format!("line {line} of the recipe: {}", e.message().replace('\n', " ")))
-        })?;
+        };
+        let mut written: toml::Table = toml::from_str(text).map_err(fail)?;
+        let recipe = match like::write_out(&mut written)? {
+            true => Self::deserialize(written)
+                .map_err(|e| Error::Usage(format!("the recipe: {}", e.message().replace('\n', " "))))?,
+            // lines are told of what is parsed from text alone
+            false => toml::from_str::<Self>(text).map_err(fail)?,
+        };
         if recipe.stages.is_empty() {
             return Err(Error::Usage("a recipe needs at least one [[stage]]".into()));
         }

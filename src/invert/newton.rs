@@ -60,6 +60,18 @@ pub struct Newton {
     /// gradient always takes them all. Steps cost in proportion to the receivers taken; early ones are none the worse for it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub receiver_step: usize,
+    /// By what the standard deviations of the posterior under this stage's regularisers are to be multiplied, as errors found on
+    /// synthetic maps are larger or smaller than those expected.
+    #[serde(default = "unity", skip_serializing_if = "is_unity")]
+    pub calibration: f64,
+}
+
+fn unity() -> f64 {
+    1.0
+}
+
+fn is_unity(factor: &f64) -> bool {
+    *factor == 1.0
 }
 
 fn one() -> usize {
@@ -88,6 +100,8 @@ pub(super) const VMIN_STEP: f64 = 50.0;
 pub(super) const MOST_BETWEEN: usize = 5;
 /// Share of the data rms that a step between must leave at most for another to follow.
 const WORTH: f64 = 0.95;
+/// Steps running, of a stage that ends in areas, that find no better map of them: those that follow wander on.
+const PATIENCE: usize = 3;
 /// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
 /// The same for areas, which a few cells on the wrong side hardly make worse maps.
@@ -124,6 +138,10 @@ impl Newton {
             return Err(Error::Usage(
                 "Gauss-Newton takes every receiver (1), every second (2) and so on, not 0".into(),
             ));
+        }
+        if !(1e-3..1e3).contains(&self.calibration) {
+            let problem = "Gauss-Newton takes a calibration between 0.001 and 1000";
+            return Err(Error::Usage(format!("{problem}, not {}", self.calibration)));
         }
         if self.inner == 0 || self.inner > 100 {
             return Err(Error::Usage(format!("Gauss-Newton takes 1 to 100 inner steps, not {}", self.inner)));
@@ -166,7 +184,7 @@ impl<'i> Inversion<'i> {
     ) -> Result<Halt> {
         if state.step == 0 {
             state.begin = Some(state.entry.clone());
-            (state.failed, state.between) = (0, 0);
+            (state.failed, state.stale, state.between) = (0, 0, 0);
         }
         let mut problem = Problem::new(self, stage, newton, state, clock)?;
         let limits = self.limits(stage);
@@ -184,11 +202,14 @@ impl<'i> Inversion<'i> {
             if let Some(areas) = &newton.areas {
                 problem.space = Space::of(areas.unknowns(&state.entry.model.vp));
             }
+            let best = state.ledger.best.as_ref().map(|b| b.data_rms);
             let taken = match problem.step(state, newton.noise[state.step], &limits, observer)? {
                 Ok(taken) => taken,
                 Err(halt) => return Ok(halt),
             };
             state.failed = if taken.arrived { 0 } else { state.failed + 1 };
+            let better = newton.areas.is_none() || state.ledger.best.as_ref().map(|b| b.data_rms) != best;
+            state.stale = if better { 0 } else { state.stale + 1 };
             if taken.between && taken.arrived && taken.to < WORTH * taken.from {
                 state.between += 1;
             } else if taken.between {
@@ -221,7 +242,10 @@ impl<'i> Inversion<'i> {
             true => "no map of areas lies near where two steps running lead".into(),
             false => "no share of two steps running lowers the objective".into(),
         };
-        (state.failed == 2).then(|| Halt::Stage(StopReason::LineSearch { why: why() }))
+        if state.failed == 2 {
+            return Some(Halt::Stage(StopReason::LineSearch { why: why() }));
+        }
+        (state.stale == PATIENCE).then_some(Halt::Stage(StopReason::Wandering { steps: PATIENCE }))
     }
 
     /// What ends evaluations in a stage.

@@ -34,6 +34,11 @@ pub enum StopReason {
     },
     /// A step of a stage that ends in areas led back to the map that it began with.
     Settled,
+    /// The last steps of a stage that ends in areas found no better map of them.
+    Wandering {
+        /// How many steps.
+        steps: usize,
+    },
     /// The stage was left out: its first model fits the data as well as it would be for.
     Skipped {
         /// The data rms, in their units.
@@ -89,6 +94,7 @@ impl fmt::Display for StopReason {
             Self::Converged => write!(f, "converged: the gradient is zero within the bounds"),
             Self::Completed { steps } => write!(f, "all {steps} steps were taken"),
             Self::Settled => write!(f, "the areas did not change any more"),
+            Self::Wandering { steps } => write!(f, "{steps} steps running found no better map of areas"),
             Self::Skipped { rms } => write!(f, "left out: the data rms is {rms:.3e} already"),
             Self::OtherKind { kind } => write!(f, "left out: the map is one of {kind}"),
             Self::Abandoned { rms, limit } => {

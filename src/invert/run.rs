@@ -224,6 +224,7 @@ impl<'a> Inversion<'a> {
             begin: None,
             step: 0,
             failed: 0,
+            stale: 0,
             between: 0,
             entry: Best { model, score: nan, misfit: nan, data_rms: nan },
             at: None,

@@ -26,6 +26,8 @@ pub struct State {
     pub(super) step: usize,
     /// How many of them, the last ones, led nowhere.
     pub(super) failed: usize,
+    /// How many of them, the last ones, found no better map of areas.
+    pub(super) stale: usize,
     /// Steps taken so far between the noise before and that of the next step.
     pub(super) between: usize,
     /// The model that the stage began with, and what is known of it.
@@ -83,7 +85,7 @@ pub(super) struct Best {
     pub data_rms: f64,
 }
 
-const MAGIC: &[u8] = b"fwi state 4\n";
+const MAGIC: &[u8] = b"fwi state 5\n";
 const HEADER: usize = MAGIC.len() + 4 + 8;
 
 impl State {

@@ -30,6 +30,8 @@ pub struct Uncertainty {
     pub noise: f64,
     /// The regularisers that were assumed.
     pub regularisers: Vec<RegulariserSpec>,
+    /// What the posterior's standard deviations were multiplied by.
+    pub calibration: f64,
 }
 
 /// Least noise that is assumed, rms in the data's units: OpenFWI's gathers have about this of their own.
@@ -59,7 +61,8 @@ impl Uncertainty {
 impl Inversion<'_> {
     /// The uncertainty of a result of this inversion, under the regularisers of the last stage that it went through and that
     /// has some, else under a Gaussian process about the start. `noise` is an rms in the data's units; by default it is what
-    /// that stage assumed last or the data rms that was reached, whichever is larger, and at least [`LEAST_NOISE`].
+    /// that stage assumed last or the data rms that was reached, whichever is larger, and at least [`LEAST_NOISE`]. The stage's
+    /// [`calibration`](super::Newton::calibration) multiplies the standard deviations.
     /// Takes three matrices of order cells + 1: 600 MB for 70 x 70.
     ///
     /// Errors: [`Error::Usage`] for a noise that is not above 0, [`Error::Numerical`] where the regularisers leave a cell
@@ -87,8 +90,9 @@ impl Inversion<'_> {
             space.normal_matrix(self.curvature()?, self.engine(last), model, &Counted::all(&self.data(last).mask))?;
         let deviations = posterior(h, noise, &regularisers, model)?;
         let (cells, vmin) = deviations.split_at(deviations.len() - 1);
-        let deviations = Array2::from_shape_vec(shape, cells.to_vec()).expect("one number a cell");
-        Ok(Uncertainty { deviations, vmin: vmin[0], noise, regularisers: specs })
+        let calibration = of_a_stage.map_or(1.0, |newton| newton.calibration);
+        let deviations = Array2::from_shape_vec(shape, cells.to_vec()).expect("one number a cell") * calibration;
+        Ok(Uncertainty { deviations, vmin: vmin[0], noise, regularisers: specs, calibration })
     }
 }
 

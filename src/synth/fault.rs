@@ -28,6 +28,12 @@ impl Fault {
         }
     }
 
+    /// Makes its throw, the vertical part of the slip, a multiple of so many cells, the nearest.
+    pub fn throw_by_multiples(&mut self, of: f64) {
+        let throw = (self.slip * self.along.1 / of).round() * of;
+        self.slip = throw / self.along.1;
+    }
+
     /// Whether the point lies on the side that has slid.
     pub fn moved(&self, (x, z): (f64, f64)) -> bool {
         (x - self.through.0) * self.along.1 - (z - self.through.1) * self.along.0 > 0.0
@@ -53,5 +59,8 @@ mod tests {
         assert!(!fault.moved(still) && fault.moved(slid));
         assert_eq!(fault.before(still), still);
         assert_eq!(fault.before(slid), (37.0, 26.0));
+        let mut stepped = fault;
+        stepped.throw_by_multiples(1.5);
+        assert!((stepped.slip * 0.8 - 4.5).abs() < 1e-12);
     }
 }

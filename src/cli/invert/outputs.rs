@@ -114,6 +114,7 @@ pub(super) fn write_outputs(
             "expected_mae": u.expected_mae(),
             "noise": u.noise,
             "regulariser": u.regularisers,
+            "calibration": u.calibration,
         })),
     });
     dir.write_result(&result)
