@@ -3,7 +3,7 @@
 
 use fwi::family::{Recipe, RecipeStart};
 use fwi::invert::{
-    Attempt, FirstStart, Inversion, Kind, Observer, Outcome, Settings, Stage, Start, State, StopReason,
+    Attempt, FirstStart, Inversion, Kind, Observer, Outcome, Progress, Settings, Stage, Start, State, StopReason,
     invert_with_fallbacks, resume_with_fallbacks,
 };
 use fwi::misfit::MisfitSpec;
@@ -425,4 +425,19 @@ fn steps_that_find_no_better_areas_end_the_stage() {
     let stage = &found.stages[0];
     assert!(matches!(stage.stop, StopReason::Wandering { steps: 3 }), "{}", stage.stop);
     assert!(stage.iterations < 10, "{}", stage.iterations);
+}
+
+#[test]
+fn steps_at_a_multiple_of_the_data_rms_come_before_the_noise_asked_for() {
+    let bench = Bench::new(1);
+    let run = |over: &str| {
+        // the start fits to some 0.3, so that no step comes between at the rms itself
+        let attempt = steps(&format!("linear = \"squared-slowness\"\nnoise = [0.5]\n{over}"));
+        invert_with_fallbacks(&[attempt], &first(), &bench.inversion(1), &mut ()).unwrap()
+    };
+    let (plain, over) = (run(""), run("over_rms = 4.0"));
+    assert_eq!(plain.stages[0].normal_matrices, 1);
+    // at four times the rms, for as long as that is above what is asked for
+    assert!((2..=6).contains(&over.stages[0].normal_matrices), "{}", over.stages[0].normal_matrices);
+    assert!(over.data_rms <= plain.data_rms * 1.2, "{} {}", over.data_rms, plain.data_rms);
 }

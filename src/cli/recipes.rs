@@ -21,6 +21,9 @@ enum Command {
     Show {
         /// Its name
         name: String,
+        /// Write out stages that are given as the difference from others
+        #[arg(long)]
+        whole: bool,
     },
 }
 
@@ -28,8 +31,11 @@ enum Command {
 pub fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::List => list()?,
-        Command::Show { name } => {
-            let text = Recipe::text(&name)?;
+        Command::Show { name, whole } => {
+            let text = match whole {
+                true => Recipe::named(&name, Survey::openfwi().dt)?.to_toml()?,
+                false => Recipe::text(&name)?.to_string(),
+            };
             std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("standard output", "write", e))?;
         }
     }

@@ -96,6 +96,11 @@ mod tests {
             ("[[stage]]\nlike = \"none/x\"", "no recipe is called \"none\""),
             ("[[stage]]\nlike = \"layered/areas\"\nsmoothng = 1", "like \"layered/areas\": unknown field `smoothng`"),
             ("[[stage]]\nlike = \"layered/areas\"\nnewton.noise = []", "at least one noise"),
+            ("[[stage]]\nlike = \"layered/areas\"\nnewton.over_rms = 0.5", "1 to 1000 times the data rms, not 0.5"),
+            (
+                "[[stage]]\nlike = \"layered/areas\"\nnewton.calibration = 0.0",
+                "calibration between 0.001 and 1000, not 0",
+            ),
         ] {
             let message = parse(stages).unwrap_err().to_string();
             assert!(message.contains(part) && message.lines().count() == 1, "{message}");

@@ -88,6 +88,7 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("cottaar-style-b", include_str!("../../recipes/cottaar-style-b.toml")),
     ("cottaar-two-velocity", include_str!("../../recipes/cottaar-two-velocity.toml")),
     ("far", include_str!("../../recipes/far.toml")),
+    ("far-style", include_str!("../../recipes/far-style.toml")),
     ("flat", include_str!("../../recipes/flat.toml")),
     ("flat-skipped", include_str!("../../recipes/flat-skipped.toml")),
     ("layered", include_str!("../../recipes/layered.toml")),
@@ -193,6 +194,11 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// It as TOML, every stage written out. Errors on numbers that TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Usage(format!("recipe {}: {e}", self.name)))
+    }
+
     /// This recipe and those that it falls back on, one after the other; none comes twice.
     pub fn chain(self, dt: f64) -> Result<Vec<Self>> {
         let mut chain = vec![self];
@@ -216,7 +222,7 @@ mod tests {
         for name in Recipe::names() {
             let recipe = Recipe::named(name, 1e-3).unwrap();
             assert_eq!(recipe.name, name);
-            let text = toml::to_string(&recipe).unwrap();
+            let text = recipe.to_toml().unwrap();
             assert_eq!(Recipe::parse(&text, 1e-3).unwrap(), recipe, "{text}");
             recipe.chain(1e-3).unwrap();
         }

@@ -60,6 +60,10 @@ pub struct Newton {
     /// gradient always takes them all. Steps cost in proportion to the receivers taken; early ones are none the worse for it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub receiver_step: usize,
+    /// Steps assume a noise of at least so many times the data rms: as long as what is not linear in the data is what they lack, it
+    /// is not to be fitted as if it were. Steps between two noises, which come where the next one is less than that, assume it.
+    #[serde(default = "unity", skip_serializing_if = "is_unity")]
+    pub over_rms: f64,
     /// By what the standard deviations of the posterior under this stage's regularisers are to be multiplied, as errors found on
     /// synthetic maps are larger or smaller than those expected.
     #[serde(default = "unity", skip_serializing_if = "is_unity")]
@@ -138,6 +142,12 @@ impl Newton {
             return Err(Error::Usage(
                 "Gauss-Newton takes every receiver (1), every second (2) and so on, not 0".into(),
             ));
+        }
+        if !(1.0..1e3).contains(&self.over_rms) {
+            return Err(Error::Usage(format!(
+                "Gauss-Newton assumes a noise of 1 to 1000 times the data rms, not {}",
+                self.over_rms
+            )));
         }
         if !(1e-3..1e3).contains(&self.calibration) {
             let problem = "Gauss-Newton takes a calibration between 0.001 and 1000";

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// Assumed noise from which on the normal matrix may be summed in single precision.
 const SINGLE: f64 = 5e-4;
-/// How many times the noise asked for the data rms may be before steps at the rms itself come between.
+/// How many times the noise asked for the least one may be, the data rms or a multiple, before steps at that come between.
 const FAR: f64 = 1.5;
 /// Shares of a step that are tried.
 const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
@@ -73,8 +73,9 @@ impl Problem<'_, '_> {
         let from = self.evaluate(&state.entry.model.clone(), state)?;
         let before = self.rms(&from);
         // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
-        let between = self.stage.comes_between() && before > FAR * wanted && state.between < MOST_BETWEEN;
-        let noise = if between { before } else { wanted };
+        let least = self.newton.over_rms * before;
+        let between = self.stage.comes_between() && least > FAR * wanted && state.between < MOST_BETWEEN;
+        let noise = if between { least } else { wanted };
         if !from.cost(noise).is_finite() {
             let problem = format!("the first model of stage \"{}\" cannot be evaluated", self.stage.name);
             return Err(Error::Numerical(problem));
