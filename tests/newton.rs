@@ -3,7 +3,7 @@
 
 use fwi::family::{Recipe, RecipeStart};
 use fwi::invert::{
-    Attempt, FirstStart, Inversion, Kind, Observer, Outcome, Progress, Settings, Stage, Start, State, StopReason,
+    Attempt, FirstStart, Inversion, Kind, Observer, Outcome, Settings, Stage, Start, State, StopReason,
     invert_with_fallbacks, resume_with_fallbacks,
 };
 use fwi::misfit::MisfitSpec;

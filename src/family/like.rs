@@ -15,11 +15,14 @@ pub(super) fn write_out(recipe: &mut Table) -> Result<bool> {
     for i in 0..stages.len() {
         let Some(own) = stages[i].as_table_mut() else { continue };
         let Some(like) = own.remove("like") else { continue };
+        let Some(like) = like.as_str().filter(|name| !name.contains('\n')) else {
+            return Err(Error::Usage("like takes the name of a stage, STAGE or RECIPE/STAGE, in one line".into()));
+        };
         let own = std::mem::take(own);
-        let mut whole = model(&like, &stages[..i])?;
+        let mut whole = model(like, &stages[..i])?;
         merge(&mut whole, own);
         if let Err(e) = Stage::deserialize(whole.clone()) {
-            return Err(Error::Usage(format!("the stage like {like}: {}", e.message().replace('\n', " "))));
+            return Err(Error::Usage(format!("the stage like \"{like}\": {}", e.message().replace('\n', " "))));
         }
         stages[i] = Value::Table(whole);
         any = true;
@@ -28,23 +31,22 @@ pub(super) fn write_out(recipe: &mut Table) -> Result<bool> {
 }
 
 /// The stage that `like` names.
-fn model(like: &Value, earlier: &[Value]) -> Result<Table> {
+fn model(like: &str, earlier: &[Value]) -> Result<Table> {
     let named = |name: &str, stages: &[Value]| {
         let is_it = |stage: &&Table| stage.get("name").and_then(Value::as_str) == Some(name);
         stages.iter().filter_map(Value::as_table).find(is_it).cloned()
     };
-    let found = match like.as_str().map(|s| s.split_once('/').ok_or(s)) {
-        Some(Ok((recipe, stage))) => {
-            let text = Recipe::text(recipe).map_err(|e| Error::Usage(format!("like = {like}: {e}")))?;
+    let found = match like.split_once('/') {
+        Some((recipe, stage)) => {
+            let text = Recipe::text(recipe).map_err(|e| Error::Usage(format!("like = \"{like}\": {e}")))?;
             let mut recipe: Table = toml::from_str(text).expect("embedded recipes are TOML");
             write_out(&mut recipe)?;
             recipe.get("stage").and_then(Value::as_array).and_then(|stages| named(stage, stages))
         }
-        Some(Err(stage)) => named(stage, earlier),
-        None => None,
+        None => named(like, earlier),
     };
     let cure = "name an earlier stage, or RECIPE/STAGE for one of a recipe that fwi recipes list shows";
-    found.ok_or_else(|| Error::Usage(format!("like = {like}: there is no such stage; {cure}")))
+    found.ok_or_else(|| Error::Usage(format!("like = \"{like}\": there is no such stage; {cure}")))
 }
 
 /// Puts the values of one table over those of another.
@@ -91,7 +93,8 @@ mod tests {
     fn models_that_there_are_not_and_what_is_no_stage_are_told() {
         for (stages, part) in [
             ("[[stage]]\nlike = \"areas\"", "like = \"areas\": there is no such stage; name an earlier stage"),
-            ("[[stage]]\nname = \"a\"\n[[stage]]\nlike = 3", "like = 3: there is no such stage"),
+            ("[[stage]]\nname = \"a\"\n[[stage]]\nlike = 3", "like takes the name of a stage"),
+            ("[[stage]]\nlike = \"a\\nb\"", "like takes the name of a stage"),
             ("[[stage]]\nlike = \"layered/x\"", "there is no such stage"),
             ("[[stage]]\nlike = \"none/x\"", "no recipe is called \"none\""),
             ("[[stage]]\nlike = \"layered/areas\"\nsmoothng = 1", "like \"layered/areas\": unknown field `smoothng`"),

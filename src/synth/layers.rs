@@ -4,7 +4,7 @@
 //! one and a half of that; velocities of A families grow with depth. All layered maps hold integers but those of the fault
 //! families of kind A, which are means of two by two pixels of a map twice as fine, whose pixels are mixed in proportion
 //! where a contact crosses them and then blurred with a Gaussian of half a pixel (as resizing by half with anti-aliasing
-//! does): in real FlatFault_A maps, the two or three values at every one of 4,000 level contacts are those to four digits.
+//! does): in 4,000 columns of real FlatFault_A maps the two or three values at level contacts are those, to four digits.
 //! Level contacts lie at multiples of 90 / 181 cells from the first row of cells there.
 
 use super::curve::Curve;
