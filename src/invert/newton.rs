@@ -104,8 +104,10 @@ pub(super) const VMIN_STEP: f64 = 50.0;
 pub(super) const MOST_BETWEEN: usize = 5;
 /// Share of the data rms that a step between must leave at most for another to follow.
 const WORTH: f64 = 0.95;
-/// Steps running, of a stage that ends in areas, that find no better map of them: those that follow wander on.
-const PATIENCE: usize = 3;
+/// Steps running that find no better map of areas and end a stage of them: cells move to the right side for a while without that.
+const PATIENCE: usize = 8;
+/// The same where the best map so far would be undone.
+const PATIENCE_WHERE_WRONG: usize = 3;
 /// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
 /// The same for areas, which a few cells on the wrong side hardly make worse maps.
@@ -255,7 +257,12 @@ impl<'i> Inversion<'i> {
         if state.failed == 2 {
             return Some(Halt::Stage(StopReason::LineSearch { why: why() }));
         }
-        (state.stale == PATIENCE).then_some(Halt::Stage(StopReason::Wandering { steps: PATIENCE }))
+        let wrong = match (&state.ledger.best, &state.begin) {
+            (Some(best), Some(begin)) => stage.guessed_wrongly(best, begin),
+            _ => false,
+        };
+        let patience = if wrong { PATIENCE_WHERE_WRONG } else { PATIENCE };
+        (state.stale >= patience).then_some(Halt::Stage(StopReason::Wandering { steps: state.stale }))
     }
 
     /// What ends evaluations in a stage.
