@@ -364,8 +364,13 @@ regularisers = [{ kind = "tv", scale = 2000, epsilon = 1, across = 0 }]
     assert_eq!(found.mae, Some(0.0));
 }
 
-/// Steps of one stage over cells under total variation, from the blurred map.
+/// Steps of one stage over cells under total variation.
 fn steps(newton: &str) -> Attempt {
+    steps_then(newton, "")
+}
+
+/// The same with more stages after it.
+fn steps_then(newton: &str, stages: &str) -> Attempt {
     let text = format!(
         r#"
 name = "steps"
@@ -376,6 +381,7 @@ vmin = "tied"
 [stage.newton]
 {newton}
 regularisers = [{{ kind = "tv", scale = 10, epsilon = 1 }}]
+{stages}
 "#
     );
     Attempt::new(Recipe::parse(&text, 1e-3).unwrap(), &Settings::default())
@@ -416,23 +422,14 @@ fn steps_that_find_no_better_areas_end_the_stage() {
     });
     let bench = Bench::of(truth, small(), 1);
     // under noises that grow, maps fit less and less, and none is the one before; the first stage's fits better than any of areas
-    let text = r#"
-name = "steps"
-about = "A test's"
-[[stage]]
-name = "edges"
-vmin = "tied"
-[stage.newton]
-linear = "squared-slowness"
-noise = [1e-4]
-regularisers = [{ kind = "tv", scale = 10, epsilon = 1 }]
+    let areas = r#"
 [[stage]]
 like = "edges"
 name = "areas"
 newton.noise = [0.01, 0.02, 0.05, 0.15, 0.5, 1.5]
 newton.areas = { step = 10, min_area = 6, own = 20, edge = 0 }
 "#;
-    let attempt = Attempt::new(Recipe::parse(text, 1e-3).unwrap(), &Settings::default());
+    let attempt = steps_then("linear = \"squared-slowness\"\nnoise = [1e-4]", areas);
     let start = bench.truth.clone();
     let first = FirstStart { start: Start::Map(start), name: "prior".into(), confidence: None };
     let found = invert_with_fallbacks(&[attempt], &first, &bench.inversion(1), &mut ()).unwrap();

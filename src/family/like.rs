@@ -22,12 +22,17 @@ pub(super) fn write_out(recipe: &mut Table) -> Result<bool> {
         let mut whole = model(like, &stages[..i])?;
         merge(&mut whole, own);
         if let Err(e) = Stage::deserialize(whole.clone()) {
-            return Err(Error::Usage(format!("the stage like \"{like}\": {}", e.message().replace('\n', " "))));
+            return Err(Error::Usage(format!("the stage like \"{like}\": {}", in_one_line(&e))));
         }
         stages[i] = Value::Table(whole);
         any = true;
     }
     Ok(any)
+}
+
+/// What a TOML error says, in one line.
+pub(super) fn in_one_line(error: &toml::de::Error) -> String {
+    error.message().replace('\n', " ")
 }
 
 /// The stage that `like` names.

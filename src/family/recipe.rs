@@ -5,7 +5,7 @@
 //! another: `like = "layered/areas"` with what is to be otherwise.
 
 use super::{Family, Group, like};
-use crate::invert::Stage;
+use crate::invert::{Stage, is_one, one};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -31,7 +31,7 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_above: Option<f64>,
     /// How many times it is tried at most, while it stalls: more than once for one that begins with the best map so far.
-    #[serde(default = "once", skip_serializing_if = "is_once")]
+    #[serde(default = "one", skip_serializing_if = "is_one")]
     pub times: usize,
     /// Name of the embedded recipe to try where this one stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,14 +43,6 @@ pub struct Recipe {
 
 fn accept_rms() -> f64 {
     1e-4
-}
-
-fn once() -> usize {
-    1
-}
-
-fn is_once(times: &usize) -> bool {
-    *times == 1
 }
 
 /// Where a recipe begins unless something else is asked for.
@@ -164,12 +156,12 @@ impl Recipe {
         let fail = |e: toml::de::Error| {
             let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
-            Error::Usage(format!("line {line} of the recipe: {}", e.message().replace('\n', " ")))
+            Error::Usage(format!("line {line} of the recipe: {}", like::in_one_line(&e)))
         };
         let mut written: toml::Table = toml::from_str(text).map_err(fail)?;
         let recipe = match like::write_out(&mut written)? {
             true => Self::deserialize(written)
-                .map_err(|e| Error::Usage(format!("the recipe: {}", e.message().replace('\n', " "))))?,
+                .map_err(|e| Error::Usage(format!("the recipe: {}", like::in_one_line(&e))))?,
             // lines are told of what is parsed from text alone
             false => toml::from_str::<Self>(text).map_err(fail)?,
         };

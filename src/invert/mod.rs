@@ -40,6 +40,7 @@ pub use cost::{StageCost, newton_bytes};
 pub use fallback::{Attempt, FirstStart, invert_with_fallbacks, resume_with_fallbacks};
 pub use linear::Linear;
 pub use newton::Newton;
+pub(crate) use newton::{is_one, one};
 pub use newton_space::Unknowns;
 pub use outcome::{AttemptSummary, Observer, Outcome, Progress, StageSummary, StopReason};
 pub use rounding::Round;

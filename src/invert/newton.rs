@@ -62,32 +62,26 @@ pub struct Newton {
     pub receiver_step: usize,
     /// Steps assume a noise of at least so many times the data rms: as long as what is not linear in the data is what they lack, it
     /// is not to be fitted as if it were. Steps between two noises, which come where the next one is less than that, assume it.
-    #[serde(default = "unity", skip_serializing_if = "is_unity")]
+    #[serde(default = "one", skip_serializing_if = "is_one")]
     pub over_rms: f64,
     /// By what the standard deviations of the posterior under this stage's regularisers are to be multiplied, as errors found on
     /// synthetic maps are larger or smaller than those expected.
-    #[serde(default = "unity", skip_serializing_if = "is_unity")]
+    #[serde(default = "one", skip_serializing_if = "is_one")]
     pub calibration: f64,
 }
 
-fn unity() -> f64 {
-    1.0
-}
-
-fn is_unity(factor: &f64) -> bool {
-    *factor == 1.0
-}
-
-fn one() -> usize {
-    1
+/// The default of counts and factors, for serde.
+pub(crate) fn one<T: From<u8>>() -> T {
+    T::from(1)
 }
 
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-fn is_one(n: &usize) -> bool {
-    *n == 1
+/// Whether it is [`one`].
+pub(crate) fn is_one<T: From<u8> + PartialEq>(x: &T) -> bool {
+    *x == one()
 }
 
 fn is_velocity(linear: &Linear) -> bool {
