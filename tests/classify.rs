@@ -79,11 +79,17 @@ fn texture_tells_style_from_layers() {
         |family, kind| (0..40).filter(|&i| Kind::of(&synth::draw(family, 6, i).mapv(f64::from)) == kind).count();
     assert!(of_kind(Family::StyleA, Kind::SmoothTexture) >= 38);
     assert!(of_kind(Family::StyleB, Kind::SharpTexture) >= 36);
-    assert!(of_kind(Family::CurveVelB, Kind::Patches) >= 38);
+    for family in [Family::CurveVelA, Family::CurveVelB, Family::FlatFaultB, Family::CurveFaultB] {
+        assert!(of_kind(family, Kind::Patches) >= 38, "{family}");
+    }
+    for family in [Family::FlatFaultA, Family::CurveFaultA] {
+        assert!(of_kind(family, Kind::Interpolated) >= 38, "{family}");
+    }
     let includes = |a: Kind, b: Kind| (a.includes(b), b.includes(a));
     assert_eq!(includes(Kind::Texture, Kind::SharpTexture), (true, false));
     assert_eq!(includes(Kind::SmoothTexture, Kind::SharpTexture), (false, false));
     assert_eq!(includes(Kind::Texture, Kind::Patches), (false, false));
+    assert_eq!(includes(Kind::Patches, Kind::Interpolated), (true, false));
     let textures = |family| (0..40).filter(|&i| is_texture(&synth::draw(family, 6, i).mapv(f64::from))).count();
     assert!(textures(Family::StyleA) >= 38 && textures(Family::StyleB) >= 38);
     assert!(textures(Family::CurveVelB) <= 2 && textures(Family::CurveFaultA) <= 2);

@@ -46,6 +46,9 @@ fn measures_and_goes_on_where_it_was_cut_off() {
     assert_eq!((&c.family[..], c.number, c.evaluations, c.normal_matrices), ("Style_A", 0, 2, 0));
     assert_eq!((&c.maps[..], &c.recipe[..]), ("synthetic, seed 2026", "tiny"));
     assert!(c.result != c.start && c.data_rms > 0.0 && c.equivalent_evaluations() == 2.0);
+    // the gather is the true map's, in f32
+    let noise = c.noise_rms.unwrap();
+    assert!(noise > 0.0 && noise < 1e-4 && out.contains(&format!(" {:.1}x ", c.data_rms / noise)), "{noise}: {out}");
     assert!(out.contains(&format!("{:12}     1 {:7.1} {:7.2}", "Style_A", c.start.mae, c.result.mae)), "{out}");
     let last = out.lines().last().unwrap();
     assert!(

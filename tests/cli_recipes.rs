@@ -55,6 +55,7 @@ fn explain_tells_why_and_what_and_writes_nothing() {
     }
     let (code, out, _) = fwi(&bench, "invert gather.npy --explain --family style_b");
     assert!(code == 0 && out.starts_with("recipe: sharp, for the group Style_B, of the family Style_B"), "{out}");
+    assert!(out.contains("steps between at 4 times the data rms, where the next noise is less"), "{out}");
     fs::write(bench.path("cheap.toml"), CHEAP).unwrap();
     let (code, out, _) = fwi(&bench, "invert gather.npy --explain --recipe cheap.toml");
     assert_eq!(code, 0);

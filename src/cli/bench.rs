@@ -309,6 +309,8 @@ impl Bench<'_> {
             let deviations = make(&kept.settings)?.uncertainty(&outcome, None)?.deviations;
             case.coverage = Some(Coverage::of(&deviations, &outcome.model.vp, truth));
         }
+        let best = self.fine.as_ref().unwrap_or(&self.coarse);
+        case.noise_rms = Some(observed.rms(&best.forward(&[Model::from_map(truth.clone())])?.remove(0)));
         case.soon_mae = watch.soon_mae(&case);
         watch.ended(&case);
         Ok((case, false))

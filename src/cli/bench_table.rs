@@ -99,11 +99,11 @@ pub fn show(cases: &[Case]) -> Result<Summary> {
         return Ok(Summary { contest });
     };
     tell(
-        "MAE in m/s; at 2 min: of what fitted best by then; matrices: normal matrices; equivalent: evaluations, and those \
+        "MAE in m/s; at 2 min: of what fitted best by then; noise: largest data rms over that of the true map; matrices: normal matrices; equivalent: evaluations, and those \
          that the time of the matrices buys",
     )?;
     tell(
-        "family        maps   start    mean  median   worst  at 2 min  exact  data rms     worst  evaluations  matrices  equivalent  \
+        "family        maps   start    mean  median   worst  at 2 min  exact  data rms     worst  noise  evaluations  matrices  equivalent  \
          seconds   worst",
     )?;
     for family in Family::ALL {
@@ -131,7 +131,7 @@ fn row(family: Family, of: &[&Case]) -> Result<()> {
     let (mae, rms) = (spread(of, |c| c.result.mae), spread(of, |c| c.data_rms));
     let seconds = spread(of, |c| c.seconds);
     tell(format_args!(
-        "{family:12}  {:4} {:7.1} {:7.2} {:7.2} {:7.2} {:9.2} {:5.1}% {:9.2e} {:9.2e} {:12.1} {:9.1} {:11.1} {:8.1} {:7.1}",
+        "{family:12}  {:4} {:7.1} {:7.2} {:7.2} {:7.2} {:9.2} {:5.1}% {:9.2e} {:9.2e} {:>6} {:12.1} {:9.1} {:11.1} {:8.1} {:7.1}",
         of.len(),
         spread(of, |c| c.start.mae).mean,
         mae.mean,
@@ -141,6 +141,8 @@ fn row(family: Family, of: &[&Case]) -> Result<()> {
         100.0 * spread(of, |c| c.result.exact).mean,
         rms.mean,
         rms.worst,
+        Spread::of(of.iter().filter_map(|c| Some(c.data_rms / c.noise_rms?)))
+            .map_or("-".into(), |s| format!("{:.1}x", s.worst)),
         spread(of, |c| c.evaluations as f64).mean,
         spread(of, |c| c.normal_matrices as f64).mean,
         spread(of, Case::equivalent_evaluations).mean,

@@ -135,6 +135,10 @@ fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
         }
     }
     if let Some(newton) = &stage.newton {
+        if newton.over_rms > 1.0 {
+            lines
+                .push(format!("steps between at {} times the data rms, where the next noise is less", newton.over_rms));
+        }
         lines.extend(match newton.linear {
             Linear::Velocity => None,
             Linear::Slowness => Some("data taken to be linear in slowness".into()),

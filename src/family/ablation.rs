@@ -157,7 +157,7 @@ fn by_lbfgs(stage: &mut Stage) {
 }
 
 fn is_over_patches(stage: &Stage) -> bool {
-    stage.newton.as_ref().is_some_and(|n| n.flat_may_cost().is_some())
+    stage.newton.as_ref().is_some_and(Newton::is_flat)
         || stage.lbfgs.as_ref().is_some_and(|q| matches!(q.unknowns, Unknowns::Patches { .. }))
 }
 

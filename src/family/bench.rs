@@ -93,6 +93,9 @@ pub struct Case {
     pub result: MapError,
     /// Rms of the residual, in the data's units.
     pub data_rms: f64,
+    /// The same of the true map: what rounding, or another operator, left in the data. Files of older benches lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_rms: Option<f64>,
     /// Evaluations (one forward and one adjoint each).
     pub evaluations: u64,
     /// Iterations.
@@ -143,6 +146,7 @@ impl Case {
             start: MapError::of(&outcome.start.vp, truth),
             result: MapError::of(&outcome.model.vp, truth),
             data_rms: outcome.data_rms,
+            noise_rms: None,
             evaluations: outcome.evaluations,
             iterations: outcome.iterations,
             normal_matrices: outcome.normal_matrices,
@@ -239,6 +243,7 @@ mod tests {
             start: error,
             result: error,
             data_rms: 1e-3,
+            noise_rms: None,
             evaluations: 10,
             iterations: 9,
             normal_matrices: 2,

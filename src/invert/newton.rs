@@ -108,12 +108,19 @@ const FLAT_MAY_COST: f64 = 1.5;
 const AREAS_MAY_COST: f64 = 3.0;
 
 impl Newton {
-    /// The factor by which it may raise the data rms that the map is taken to be flat within areas; none where it is not.
-    pub(crate) fn flat_may_cost(&self) -> Option<f64> {
-        match self.unknowns {
-            _ if self.areas.is_some() => Some(AREAS_MAY_COST),
-            Unknowns::Patches { .. } => Some(FLAT_MAY_COST),
-            _ => None,
+    /// Whether the map is taken to be flat within areas.
+    pub(crate) fn is_flat(&self) -> bool {
+        self.areas.is_some() || matches!(self.unknowns, Unknowns::Patches { .. })
+    }
+
+    /// The data rms to which it may raise one of `rms` that the map is taken to be flat within areas; none where it is not. Where noise is
+    /// assumed, that is a nat for every cell (Akaike's criterion), of which most are unknowns no more.
+    fn flat_may_cost(&self, rms: f64, cells: usize, samples: usize) -> Option<f64> {
+        let nats = self.noise.last().map_or(0.0, |s| s * (2.0 * cells as f64 / samples.max(1) as f64).sqrt());
+        match self.areas {
+            _ if !self.is_flat() => None,
+            Some(_) => Some(AREAS_MAY_COST * rms),
+            None => Some((FLAT_MAY_COST * rms).max(rms.hypot(nats))),
         }
     }
 
@@ -252,11 +259,18 @@ impl<'i> Inversion<'i> {
             return Some(Halt::Stage(StopReason::LineSearch { why: why() }));
         }
         let wrong = match (&state.ledger.best, &state.begin) {
-            (Some(best), Some(begin)) => stage.guessed_wrongly(best, begin),
+            (Some(best), Some(begin)) => self.guessed_wrongly(stage, best, begin),
             _ => false,
         };
         let patience = if wrong { PATIENCE_WHERE_WRONG } else { PATIENCE };
         (state.stale >= patience).then_some(Halt::Stage(StopReason::Wandering { steps: state.stale }))
+    }
+
+    /// Whether a stage took a map to be flat where the data say that it is not: what it began with fits them better.
+    pub(super) fn guessed_wrongly(&self, stage: &Stage, now: &Best, begin: &Best) -> bool {
+        let (cells, samples) = (begin.model.vp.len(), self.samples());
+        let may_cost = stage.newton.as_ref().and_then(|n| n.flat_may_cost(begin.data_rms, cells, samples));
+        stage.until.is_none() && may_cost.is_some_and(|rms| now.data_rms > rms)
     }
 
     /// What ends evaluations in a stage.
@@ -275,12 +289,6 @@ impl Stage {
     /// that their rms is no noise to assume.
     pub(super) fn comes_between(&self) -> bool {
         !matches!(self.misfit, MisfitSpec::LowPass(_))
-    }
-
-    /// Whether the stage took a map to be flat where the data say that it is not: what it began with fits them better.
-    pub(super) fn guessed_wrongly(&self, now: &Best, begin: &Best) -> bool {
-        let may_cost = self.newton.as_ref().and_then(Newton::flat_may_cost);
-        self.until.is_none() && may_cost.is_some_and(|factor| now.data_rms > factor * begin.data_rms)
     }
 }
 

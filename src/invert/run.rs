@@ -151,6 +151,11 @@ impl<'a> Inversion<'a> {
         data
     }
 
+    /// Samples of the gather that count.
+    pub(super) fn samples(&self) -> usize {
+        self.observed.mask.samples()
+    }
+
     pub(super) fn held(&self) -> &[(usize, f64)] {
         &self.held
     }
@@ -272,7 +277,7 @@ impl<'a> Inversion<'a> {
                 Some(round) if Self::may_round(&halt) => Some(self.round(&mut state, &mut best, stage, round)?),
                 _ => None,
             };
-            let undone = state.begin.take().filter(|begin| stage.guessed_wrongly(&best, begin));
+            let undone = state.begin.take().filter(|begin| self.guessed_wrongly(stage, &best, begin));
             let went_back = undone.is_some();
             if let Some(begin) = undone {
                 best = begin;

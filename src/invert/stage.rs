@@ -5,6 +5,7 @@ use super::rounding::Round;
 use super::variables::QuasiNewton;
 use crate::family::{is_smooth, is_texture};
 use crate::misfit::MisfitSpec;
+use crate::param::patches;
 use crate::{Error, Result};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub enum Vmin {
 pub enum Kind {
     /// Areas of one velocity, or of one that changes slowly: layers.
     Patches,
+    /// Areas of one velocity with cells between them that belong to none: the contacts of FlatFault_A and CurveFault_A.
+    Interpolated,
     /// Changes from cell to cell nearly everywhere: Style maps, smooth or sharp.
     Texture,
     /// Texture as smooth as Style_A.
@@ -39,6 +42,7 @@ impl Kind {
     /// That of a map (nz, nx), m/s, as closely as there are kinds.
     pub fn of(map: &Array2<f64>) -> Self {
         match (is_texture(map), is_smooth(map)) {
+            (false, _) if lone_share(map) > LONE_SHARE => Self::Interpolated,
             (false, _) => Self::Patches,
             (true, true) => Self::SmoothTexture,
             (true, false) => Self::SharpTexture,
@@ -47,14 +51,29 @@ impl Kind {
 
     /// Whether maps of another kind are of this one, too.
     pub fn includes(self, other: Self) -> bool {
-        self == other || (self == Self::Texture && other != Self::Patches)
+        match self {
+            Self::Patches => matches!(other, Self::Patches | Self::Interpolated),
+            Self::Texture => matches!(other, Self::Texture | Self::SmoothTexture | Self::SharpTexture),
+            _ => self == other,
+        }
     }
+}
+
+/// Share of lone cells above which a map of patches counts as interpolated: some 1% are the smallest areas of fault maps with sharp
+/// contacts, 4% and more the contacts of the others.
+const LONE_SHARE: f64 = 0.02;
+
+/// Share of the cells of a map (nz, nx) that belong to no flat area of a dozen cells or more.
+fn lone_share(map: &Array2<f64>) -> f64 {
+    let lone = patches(map, 0.5, 12).sizes.iter().filter(|&&n| n < 12).count();
+    lone as f64 / map.len().max(1) as f64
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.pad(match self {
             Self::Patches => "patches",
+            Self::Interpolated => "interpolated patches",
             Self::Texture => "texture",
             Self::SmoothTexture => "smooth texture",
             Self::SharpTexture => "sharp texture",
