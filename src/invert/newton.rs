@@ -314,3 +314,24 @@ impl<'a, 'i> Problem<'a, 'i> {
         Ok(Self { inversion, stage, newton, data, misfit, filter, regularisers, space, index: state.stage, clock })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::family::Recipe;
+
+    #[test]
+    fn flat_maps_may_cost_a_nat_a_cell() {
+        let recipe = Recipe::named("layered", 1e-3).unwrap();
+        let cost = |name: &str, rms: f64| {
+            let stage = recipe.stages.iter().find(|s| s.name == name).unwrap();
+            stage.newton.as_ref().unwrap().flat_may_cost(rms, 4900, 350_000)
+        };
+        assert_eq!(cost("sharp", 1e-5), None);
+        assert_eq!(cost("areas", 1e-5), Some(3.0 * 1e-5));
+        // under an assumed noise of 4e-4 the misfit grows by 4900 nats
+        let rms = cost("contacts", 1e-5).unwrap();
+        let nats = 350_000.0 * (rms * rms - 1e-10) / (2.0 * 4e-4f64.powi(2));
+        assert!((nats - 4900.0).abs() < 1e-6, "{nats}");
+        assert_eq!(cost("contacts", 1e-2), Some(1.5 * 1e-2));
+    }
+}
