@@ -102,7 +102,7 @@ const WORTH: f64 = 0.95;
 const PATIENCE: usize = 8;
 /// The same where the best map so far would be undone.
 const PATIENCE_WHERE_WRONG: usize = 3;
-/// Flat patches may raise the data rms by this factor: they leave out what fitted its noise.
+/// Flat patches may raise the data rms by this factor at least: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
 /// The same for areas, which a few cells on the wrong side hardly make worse maps.
 const AREAS_MAY_COST: f64 = 3.0;
@@ -113,15 +113,17 @@ impl Newton {
         self.areas.is_some() || matches!(self.unknowns, Unknowns::Patches { .. })
     }
 
-    /// The data rms to which it may raise one of `rms` that the map is taken to be flat within areas; none where it is not. Where noise is
-    /// assumed, that is a nat for every cell (Akaike's criterion), of which most are unknowns no more.
+    /// The largest data rms with which its map, flat within areas, stands against the one of `rms` that it began with; none where it
+    /// is not flat. Patches may cost a nat for every cell under the noise assumed, since most are unknowns no more (Akaike's criterion).
     fn flat_may_cost(&self, rms: f64, cells: usize, samples: usize) -> Option<f64> {
-        let nats = self.noise.last().map_or(0.0, |s| s * (2.0 * cells as f64 / samples.max(1) as f64).sqrt());
-        match self.areas {
-            _ if !self.is_flat() => None,
-            Some(_) => Some(AREAS_MAY_COST * rms),
-            None => Some((FLAT_MAY_COST * rms).max(rms.hypot(nats))),
+        if !self.is_flat() {
+            return None;
         }
+        if self.areas.is_some() {
+            return Some(AREAS_MAY_COST * rms);
+        }
+        let nats = self.noise.last().map_or(0.0, |s| s * (2.0 * cells as f64 / samples.max(1) as f64).sqrt());
+        Some((FLAT_MAY_COST * rms).max(rms.hypot(nats)))
     }
 
     /// Errors, in one line, on numbers that make no sense.
