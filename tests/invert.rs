@@ -161,7 +161,7 @@ fn resumed_after_every_iteration_gives_the_same_bits() {
 
 /// Regularised stages over every kind of unknowns.
 fn regularised() -> Vec<Stage> {
-    let tv = RegulariserSpec::Tv { scale: 40.0, epsilon: 3.0, down: 1.0, across: 1.0 };
+    let tv = RegulariserSpec::Tv { scale: 40.0, epsilon: 3.0, down: 1.0, across: 1.0, along: false };
     let process = RegulariserSpec::GaussianProcess {
         mean: Mean::Map(MeanMap::Stage),
         confidence: false,

@@ -440,6 +440,18 @@ newton.areas = { step = 10, min_area = 6, own = 20, edge = 0 }
 }
 
 #[test]
+fn steps_between_two_noises_are_resumed_as_they_were() {
+    // the first noise is far below the rms of the start: the stage's first steps count for none of its noises
+    let attempts = [steps("linear = \"squared-slowness\"\nnoise = [1e-3]")];
+    let bench = Bench::new(2);
+    let whole = invert_with_fallbacks(&attempts, &first(), &bench.inversion(2), &mut ()).unwrap();
+    assert!(whole.normal_matrices > 2, "{} steps", whole.normal_matrices);
+    let (resumed, runs) = piecemeal(&bench, &attempts);
+    assert!(runs as u64 > whole.normal_matrices, "{runs}");
+    assert!(timeless(&whole) == timeless(&resumed), "interruptions change the outcome");
+}
+
+#[test]
 fn steps_at_a_multiple_of_the_data_rms_come_before_the_noise_asked_for() {
     let bench = Bench::new(1);
     let run = |over: &str| {

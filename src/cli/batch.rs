@@ -131,6 +131,7 @@ impl Args {
             }
         }
         let jobs = gather_list::list(&self.inputs, &survey)?;
+        gather_list::check_names(&jobs)?;
         let open = |path: &Path| MapPerGather::open(path, jobs.len(), &survey);
         let truth = self.truth.as_deref().map(open).transpose()?;
         let memory = memory_limit(self.engine.max_memory);
@@ -219,6 +220,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let ids = plan.jobs.iter().map(|job| &job.id[..]).collect();
     let done = dir.begin(&ids)?;
+    let other = |job: &&Job| done.get(&job.id).is_some_and(|l| (&l.gather, l.index) != (&job.path, job.index));
+    if let Some(job) = plan.jobs.iter().find(other) {
+        let problem = format!("{} holds the map of another gather called {}", args.output.display(), job.id);
+        return Err(Error::Usage(format!("{problem}; choose another -o for {}", job.path.display())));
+    }
     let todo: Vec<&Job> = plan.jobs.iter().filter(|job| !done.contains_key(&job.id)).collect();
     let known: Vec<&Line> = plan.jobs.iter().filter_map(|job| done.get(&job.id)).collect();
     report(&args, &plan, &engines, known.len());

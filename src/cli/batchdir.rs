@@ -69,9 +69,10 @@ impl BatchDir {
         self.path.join(MAPS).join(format!("{id}.npy"))
     }
 
-    /// Whether a batch, or anything that looks like one's maps, is here.
+    /// Whether a batch, or anything that looks like one's maps, or an inversion's result is here.
     pub fn is_used(&self) -> Result<bool> {
-        Ok(self.path.join(RESULTS).exists() || !npy_files(&self.path.join(MAPS))?.is_empty())
+        let files = [RESULTS, SHEET, "result.json"].map(|name| self.path.join(name));
+        Ok(files.iter().any(|f| f.exists()) || !npy_files(&self.path.join(MAPS))?.is_empty())
     }
 
     /// Removes what a batch has left here, the results first.

@@ -12,7 +12,9 @@ use super::recipe_choice::{Choice, kept, load, without_recipe};
 use clap::Subcommand;
 use fwi::family::bench::{Case, Coverage};
 use fwi::family::{Ingredient, Recipe, classify};
-use fwi::invert::{Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks};
+use fwi::invert::{
+    Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes, uncertainty_bytes,
+};
 use fwi::io::{Gathers, Limits};
 use fwi::misfit::L2;
 use fwi::prior::{Prediction, predict_one};
@@ -22,6 +24,7 @@ use ndarray::Array2;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Measure.
@@ -189,6 +192,8 @@ struct Bench<'a> {
     coarse: Box<dyn Propagator>,
     fine: Option<Box<dyn Propagator>>,
     signals: Signals,
+    /// Whether memory was told.
+    said: AtomicBool,
 }
 
 fn families(args: &Families) -> Result<ExitCode> {
@@ -218,6 +223,7 @@ fn families(args: &Families) -> Result<ExitCode> {
         choice,
         prior,
         signals: Signals::install()?,
+        said: AtomicBool::new(false),
     };
     let mut file = CaseFile::open(args.json.as_deref(), args.resume, args.force)?;
     bench.report(&sets);
@@ -296,6 +302,7 @@ impl Bench<'_> {
             }
             _ => FirstStart { start: Start::Gradient, name: "gradient".into(), confidence: None },
         };
+        self.check_memory(&attempts)?;
         let evaluation_seconds = self.time_evaluation(&first.start, &observed)?;
         let make = |settings: &Settings| self.inversion(&observed, truth, settings);
         let outcome = invert_with_fallbacks(&attempts, &first, &make, &mut watch)?;
@@ -314,6 +321,26 @@ impl Bench<'_> {
         case.soon_mae = watch.soon_mae(&case);
         watch.ended(&case);
         Ok((case, false))
+    }
+
+    /// Errors where the recipes' normal matrices do not fit beside the fields.
+    fn check_memory(&self, attempts: &[Attempt]) -> Result<()> {
+        let stages = attempts.iter().flat_map(|a| &a.settings.stages);
+        let threads = self.args.engine.threads;
+        let deviations = if self.args.uncertainty { uncertainty_bytes(&self.survey, threads)? } else { 0 };
+        let newton = newton_bytes(stages, &self.survey, threads)?.max(deviations);
+        let fine = self.fine.as_ref().map_or(0, |f| f.gradient_bytes());
+        let fields = self.coarse.gradient_bytes().max(fine);
+        let budget = self.args.engine.budget()?;
+        let (all, limit) = ((newton + fields) >> 20, budget >> 20);
+        if newton > 0 && newton + fields > budget {
+            let cure = "raise --max-memory, or take a recipe without Gauss-Newton stages: --recipe continuation";
+            return Err(Error::Memory(format!("normal matrices and fields take {all} MB of {limit} MB; {cure}")));
+        }
+        if !self.said.swap(true, Relaxed) {
+            self.args.say(&format!("memory: at most {all} MB, {} MB of them for normal matrices", newton >> 20));
+        }
+        Ok(())
     }
 
     fn given(&self, path: &Path, number: usize) -> Result<Gather> {

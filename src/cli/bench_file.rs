@@ -24,10 +24,8 @@ impl CaseFile {
             let problem = "exists; continue it with --resume, replace it with --force or choose another --json";
             return Err(Error::Usage(format!("{}: {problem}", path.display())));
         }
-        // a line that a kill cut short, and the summary, are left out
         let text = if resume { read(path)? } else { String::new() };
-        let parsed = text.lines().filter_map(|l| serde_json::from_str::<Case>(l).ok().map(|case| (l, case)));
-        let (lines, known): (Vec<&str>, Vec<Case>) = parsed.unzip();
+        let (lines, known) = cases(&text, path)?;
         write_atomic(path, |w| lines.iter().try_for_each(|l| writeln!(w, "{l}")))?;
         let file = fs::OpenOptions::new().append(true).open(path).map_err(|e| Error::io(path, "write", e))?;
         Ok(Self { known, to: Some((path.to_path_buf(), file)) })
@@ -45,6 +43,31 @@ impl CaseFile {
         text.push('\n');
         file.write_all(text.as_bytes()).map_err(|e| Error::io(&*path, "write", e))
     }
+}
+
+/// The cases among the lines of a file. The summary is left out, and a last line that a kill cut short; errors on any other line
+/// that is no case, for then the file is not a bench's.
+fn cases<'t>(text: &'t str, path: &Path) -> Result<(Vec<&'t str>, Vec<Case>)> {
+    let (mut lines, mut known) = (vec![], vec![]);
+    for (i, line) in text.lines().enumerate() {
+        let torn = i + 1 == text.lines().count() && !text.ends_with('\n');
+        match serde_json::from_str::<Case>(line) {
+            Ok(case) => {
+                lines.push(line);
+                known.push(case);
+            }
+            Err(_) if torn || is_summary(line) => {}
+            Err(e) => {
+                let problem = format!("line {} is no case of this version's bench ({e})", i + 1);
+                return Err(Error::input(path, format!("{problem}; choose another --json, or --force to replace it")));
+            }
+        }
+    }
+    Ok((lines, known))
+}
+
+fn is_summary(line: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(line).is_ok_and(|v| v.get("contest").is_some())
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -191,8 +191,17 @@ impl Engine {
         })
     }
 
+    /// Lets dense algebra take as many threads as all else.
+    fn bind_algebra(&self) {
+        faer::set_global_parallelism(match self.threads {
+            1 => faer::Par::Seq,
+            n => faer::Par::rayon(n),
+        });
+    }
+
     /// The propagator for one model at a time; the CPU steps in when a GPU is lost.
     pub fn propagator(&self, survey: Survey) -> Result<Box<dyn Propagator>> {
+        self.bind_algebra();
         let Some(gpu) = self.first_gpu(&survey)? else { return self.cpu(survey) };
         let cpu = Arc::from(self.cpu(survey)?);
         Ok(Box::new(Dispatch::new(vec![Arc::new(gpu)], vec![cpu])?.log(|line| note(line))))
@@ -215,6 +224,7 @@ impl Engine {
     /// All devices behind one queue, for many models at a time: `lanes` streams of each GPU, which share its memory with
     /// `parts - 1` other queues. The CPU steps in when all GPUs are lost.
     pub fn dispatch(&self, survey: &Survey, lanes: usize, parts: u64, log: fn(&str)) -> Result<Dispatch> {
+        self.bind_algebra();
         let numbers = match &self.backend {
             Backend::Cpu => vec![],
             Backend::Auto => (0..devices().map_or(0, |d| d.len())).collect(),

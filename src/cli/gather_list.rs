@@ -89,6 +89,11 @@ pub fn list(inputs: &[PathBuf], survey: &Survey) -> Result<Vec<Job>> {
             _ => push(input, stem(input), 0, None),
         }
     }
+    Ok(jobs)
+}
+
+/// Errors where two gathers have one name, under which results are written.
+pub fn check_names(jobs: &[Job]) -> Result<()> {
     let mut known = HashSet::new();
     match jobs.iter().find(|job| !known.insert(&job.id)) {
         Some(job) => Err(Error::Usage(format!(
@@ -96,7 +101,7 @@ pub fn list(inputs: &[PathBuf], survey: &Survey) -> Result<Vec<Job>> {
             job.path.display(),
             job.id
         ))),
-        None => Ok(jobs),
+        None => Ok(()),
     }
 }
 

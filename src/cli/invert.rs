@@ -5,14 +5,14 @@ use super::explain::explain;
 use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Monitor};
 use super::note;
-use super::options::{observe, parse_positive, same_file};
+use super::options::{observe, parse_noise, same_file};
 use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use super::rundir::{Origin, RunDir};
 use fwi::family::Recipe;
 use fwi::invert::{
     Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes,
-    resume_with_fallbacks,
+    resume_with_fallbacks, uncertainty_bytes,
 };
 use fwi::io::{Limits, read_map};
 use fwi::prior::predict_one;
@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long)]
     uncertainty: bool,
     /// Noise of the data that --uncertainty assumes, rms in their units [default: what the last stage assumed or the data rms reached, whichever is larger, at least 1e-5]
-    #[arg(long, value_name = "RMS", value_parser = parse_positive, requires = "uncertainty")]
+    #[arg(long, value_name = "RMS", value_parser = parse_noise, requires = "uncertainty")]
     noise: Option<f64>,
     /// Say nothing but errors
     #[arg(short, long)]
@@ -189,7 +189,8 @@ impl Args {
             None => without_recipe(&plan.settings),
         };
         let stages = attempts.iter().flat_map(|a| &a.settings.stages);
-        let newton = newton_bytes(stages, &plan.survey, self.engine.threads)?;
+        let deviations = if self.uncertainty { uncertainty_bytes(&plan.survey, self.engine.threads)? } else { 0 };
+        let newton = newton_bytes(stages, &plan.survey, self.engine.threads)?.max(deviations);
         Ok(Way { chosen, attempts, newton })
     }
 
@@ -208,11 +209,16 @@ impl Args {
         }
         let too_much = || {
             Error::Memory(format!(
-                "the Gauss-Newton stages of recipe {} take {} MB, more than the limit of {} MB leaves them; raise \
-                 --max-memory, or take a recipe without them: --recipe continuation",
+                "the {} of recipe {} take {} MB, more than the limit of {} MB leaves them; raise --max-memory, or {}",
+                if self.uncertainty { "Gauss-Newton stages and --uncertainty" } else { "Gauss-Newton stages" },
                 way.attempts[0].recipe,
                 way.newton >> 20,
-                (budget + BASE_BYTES) >> 20
+                (budget + BASE_BYTES) >> 20,
+                if self.uncertainty {
+                    "do without --uncertainty"
+                } else {
+                    "take a recipe without them: --recipe continuation"
+                }
             ))
         };
         let rest = budget.checked_sub(way.newton).ok_or_else(too_much)?;
@@ -327,12 +333,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     monitor.finish();
     let convergence = std::mem::take(&mut monitor.convergence);
     let outcome = outcome?;
-    let uncertainty = match args.uncertainty && outcome.stop != StopReason::Cancelled {
-        true => Some(uncertainty(&args, &make(&kept(&way.attempts, &outcome).settings)?, &outcome)?),
-        false => None,
-    };
-    let told = (&outcome, uncertainty.as_ref());
-    write_outputs(&args, &plan, &origin, &engines, &way, told, &dir, &convergence)?;
+    write_outputs(&args, &plan, &origin, &engines, &way, (&outcome, None), &dir, &convergence)?;
+    if args.uncertainty && outcome.stop != StopReason::Cancelled {
+        // what goes wrong from here on does not cost the map
+        let deviations = uncertainty(&args, &make(&kept(&way.attempts, &outcome).settings)?, &outcome)?;
+        write_outputs(&args, &plan, &origin, &engines, &way, (&outcome, Some(&deviations)), &dir, &convergence)?;
+    }
     conclude(&args, &way, &outcome, &dir, &signals)
 }
 

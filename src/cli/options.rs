@@ -1,7 +1,7 @@
 //! What several subcommands parse, open and measure alike.
 
 use super::engine::BASE_BYTES;
-use fwi::io::{Gathers, Limits, Maps};
+use fwi::io::{Gathers, Limits, Maps, split_entry};
 use fwi::wave::Propagator;
 use fwi::{Error, Gather, Model, Observed, Result, Survey};
 use std::path::Path;
@@ -54,6 +54,11 @@ pub fn parse_positive(text: &str) -> std::result::Result<f64, String> {
     text.parse().ok().filter(|v: &f64| v.is_finite() && *v > 0.0).ok_or_else(|| "write a number above 0".into())
 }
 
+/// A noise that an uncertainty can be of.
+pub fn parse_noise(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|v| (1e-9..1e6).contains(v)).ok_or_else(|| "write a number from 1e-9 to 1e6".into())
+}
+
 /// The model with the sponge velocity that was asked for, if the survey can compute it. `path` and `index` tell where
 /// its map comes from.
 pub fn usable(mut model: Model, vmin: Option<f64>, survey: &Survey, path: &Path, index: usize) -> Result<Model> {
@@ -66,6 +71,9 @@ pub fn usable(mut model: Model, vmin: Option<f64>, survey: &Survey, path: &Path,
     }
     Ok(model)
 }
+
+/// Largest amplitude that is taken for one: OpenFWI's are below a hundred, and a square of it still is a number in f32.
+const MOST_AMPLITUDE: f64 = 1e12;
 
 /// The observed gather, if there is anything in it to compare with.
 pub fn observe(path: &Path, index: usize, survey: &Survey) -> Result<Observed> {
@@ -80,7 +88,19 @@ pub fn observe_in(gathers: &mut Gathers, path: &Path, index: usize) -> Result<Ob
         0 => {
             Err(Error::input(path, format!("gather {index}: every trace is zero or not finite; nothing can be fitted")))
         }
-        _ => Ok(observed),
+        _ => {
+            let absurd = |x: &f64| x.is_finite() && x.abs() > MOST_AMPLITUDE;
+            match observed.gather.data.iter().find(|x| absurd(x)) {
+                Some(x) => {
+                    let cure = "look at its units and byte order";
+                    Err(Error::input(
+                        path,
+                        format!("gather {index}: holds {x:e}, which no recording of OpenFWI does; {cure}"),
+                    ))
+                }
+                None => Ok(observed),
+            }
+        }
     }
 }
 
@@ -91,9 +111,10 @@ pub fn maps_of(path: &Path, shape: (usize, usize)) -> Result<Maps> {
         .or_else(|error| Maps::open(velocity, shape, &Limits::default()).map_err(|_| error))
 }
 
-/// Whether two names stand for one existing file.
+/// Whether two names stand for one existing file, or for entries of it.
 pub fn same_file(a: &Path, b: &Path) -> bool {
-    a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    let whole = |path: &Path| split_entry(path).0.canonicalize();
+    whole(a).is_ok_and(|a| whole(b).is_ok_and(|b| a == b))
 }
 
 /// Bytes of memory that are free for new work, where the system tells.

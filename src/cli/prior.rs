@@ -155,6 +155,11 @@ fn predict(args: &Predict) -> Result<ExitCode> {
     let survey = Survey::openfwi();
     check_outputs(args)?;
     let jobs = gather_list::list(&args.gathers, &survey)?;
+    let outputs = [Some(&args.output), args.errors.as_ref(), args.png.as_ref()];
+    let mut pairs = outputs.into_iter().flatten().flat_map(|o| jobs.iter().map(move |job| (o, job)));
+    if let Some((output, _)) = pairs.find(|(output, job)| same_file(&job.path, output)) {
+        return Err(Error::Usage(format!("{}: would be overwritten; choose another name", output.display())));
+    }
     let names = StartFrom::priors(&args.prior)?;
     let opened = args.options.open(&names, args.threads, memory_limit(args.max_memory), args.quiet)?;
     args.say(&format!("prior: {}", opened.prior.describe()));

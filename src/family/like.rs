@@ -1,5 +1,6 @@
 //! Stages that are written as the difference from another one: `like = "layered/areas"` takes over that stage of an embedded
 //! recipe, `like = "below 2 Hz"` an earlier one of the same file; the keys beside it replace those of the model, tables key by key.
+//! `like = "layered/flat..contacts"` takes over several that follow on each other, as they are.
 
 use super::Recipe;
 use crate::invert::Stage;
@@ -11,22 +12,42 @@ use toml::{Table, Value};
 /// stage and where what comes out is none.
 pub(super) fn write_out(recipe: &mut Table) -> Result<bool> {
     let Some(Value::Array(stages)) = recipe.get_mut("stage") else { return Ok(false) };
+    let mut written = Vec::with_capacity(stages.len());
     let mut any = false;
-    for i in 0..stages.len() {
-        let Some(own) = stages[i].as_table_mut() else { continue };
-        let Some(like) = own.remove("like") else { continue };
-        let Some(like) = like.as_str().filter(|name| !name.contains('\n')) else {
-            return Err(Error::Usage("like takes the name of a stage, STAGE or RECIPE/STAGE, in one line".into()));
+    for stage in std::mem::take(stages) {
+        let (like, own) = match stage {
+            Value::Table(mut own) => (own.remove("like"), own),
+            other => {
+                written.push(other);
+                continue;
+            }
         };
-        let own = std::mem::take(own);
-        let mut whole = model(like, &stages[..i])?;
-        merge(&mut whole, own);
-        if let Err(e) = Stage::deserialize(whole.clone()) {
-            return Err(Error::Usage(format!("the stage like \"{like}\": {}", in_one_line(&e))));
+        let Some(like) = like else {
+            written.push(Value::Table(own));
+            continue;
+        };
+        let Some(like) = like.as_str().filter(|name| !name.contains('\n')) else {
+            let forms = "STAGE, RECIPE/STAGE or RECIPE/STAGE..STAGE";
+            return Err(Error::Usage(format!("like takes the name of a stage, {forms}, in one line")));
+        };
+        let mut models = models(like, &written)?;
+        match &mut models[..] {
+            [whole] => merge(whole, own),
+            _ if own.is_empty() => {}
+            _ => {
+                let cure = "write those apart that are to be otherwise";
+                return Err(Error::Usage(format!("like = \"{like}\" stands for several stages as they are: {cure}")));
+            }
         }
-        stages[i] = Value::Table(whole);
+        for whole in models {
+            if let Err(e) = Stage::deserialize(whole.clone()) {
+                return Err(Error::Usage(format!("the stage like \"{like}\": {}", in_one_line(&e))));
+            }
+            written.push(Value::Table(whole));
+        }
         any = true;
     }
+    *stages = written;
     Ok(any)
 }
 
@@ -35,23 +56,34 @@ pub(super) fn in_one_line(error: &toml::de::Error) -> String {
     error.message().replace('\n', " ")
 }
 
-/// The stage that `like` names.
-fn model(like: &str, earlier: &[Value]) -> Result<Table> {
-    let named = |name: &str, stages: &[Value]| {
-        let is_it = |stage: &&Table| stage.get("name").and_then(Value::as_str) == Some(name);
-        stages.iter().filter_map(Value::as_table).find(is_it).cloned()
-    };
+/// The stage that `like` names, or those from a first to a last one.
+fn models(like: &str, earlier: &[Value]) -> Result<Vec<Table>> {
     let found = match like.split_once('/') {
-        Some((recipe, stage)) => {
+        Some((recipe, stages)) => {
             let text = Recipe::text(recipe).map_err(|e| Error::Usage(format!("like = \"{like}\": {e}")))?;
             let mut recipe: Table = toml::from_str(text).expect("embedded recipes are TOML");
             write_out(&mut recipe)?;
-            recipe.get("stage").and_then(Value::as_array).and_then(|stages| named(stage, stages))
+            recipe.get("stage").and_then(Value::as_array).and_then(|all| named(stages, all))
         }
         None => named(like, earlier),
     };
     let cure = "name an earlier stage, or RECIPE/STAGE for one of a recipe that fwi recipes list shows";
     found.ok_or_else(|| Error::Usage(format!("like = \"{like}\": there is no such stage; {cure}")))
+}
+
+/// The stage of a name, or those from `FIRST..LAST` on, of all.
+fn named(name: &str, all: &[Value]) -> Option<Vec<Table>> {
+    let place = |name: &str| {
+        let is_it = |stage: &Value| stage.get("name").and_then(Value::as_str) == Some(name);
+        all.iter().position(is_it)
+    };
+    let range = match (place(name), name.split_once("..")) {
+        (Some(one), _) => one..=one,
+        (None, Some((first, last))) => place(first)?..=place(last)?,
+        (None, None) => return None,
+    };
+    let stages: Vec<Table> = all.get(range)?.iter().filter_map(Value::as_table).cloned().collect();
+    (!stages.is_empty()).then_some(stages)
 }
 
 /// Puts the values of one table over those of another.
@@ -95,12 +127,25 @@ mod tests {
     }
 
     #[test]
+    fn stages_that_follow_on_each_other_are_taken_over_together() {
+        let layered = Recipe::named("layered", 1e-3).unwrap();
+        let recipe = parse("[[stage]]\nname = \"a\"\n[[stage]]\nlike = \"layered/flat..contacts\"").unwrap();
+        let names: Vec<&str> = recipe.stages.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["a", "flat", "areas", "contacts"]);
+        let flat = layered.stages.iter().position(|s| s.name == "flat").unwrap();
+        assert_eq!(recipe.stages[1..], layered.stages[flat..flat + 3]);
+    }
+
+    #[test]
     fn models_that_there_are_not_and_what_is_no_stage_are_told() {
         for (stages, part) in [
             ("[[stage]]\nlike = \"areas\"", "like = \"areas\": there is no such stage; name an earlier stage"),
             ("[[stage]]\nname = \"a\"\n[[stage]]\nlike = 3", "like takes the name of a stage"),
             ("[[stage]]\nlike = \"a\\nb\"", "like takes the name of a stage"),
             ("[[stage]]\nlike = \"layered/x\"", "there is no such stage"),
+            ("[[stage]]\nlike = \"layered/areas..x\"", "there is no such stage"),
+            ("[[stage]]\nlike = \"layered/areas..flat\"", "there is no such stage"),
+            ("[[stage]]\nlike = \"layered/flat..areas\"\nrefined = false", "several stages as they are"),
             ("[[stage]]\nlike = \"none/x\"", "no recipe is called \"none\""),
             ("[[stage]]\nlike = \"layered/areas\"\nsmoothng = 1", "like \"layered/areas\": unknown field `smoothng`"),
             ("[[stage]]\nlike = \"layered/areas\"\nnewton.noise = []", "at least one noise"),

@@ -105,3 +105,11 @@ pub fn newton_bytes<'a>(stages: impl IntoIterator<Item = &'a Stage>, survey: &Su
     let curvature = Curvature::new(survey, &CurvatureOptions { threads, ..CurvatureOptions::default() })?;
     stages.iter().try_fold(0, |most, stage| Ok(stage.cost(survey, &curvature)?.bytes.max(most)))
 }
+
+/// Most bytes that [`Inversion::uncertainty`](super::Inversion::uncertainty) takes besides the propagator's: the normal matrix as it is
+/// summed, or the posterior's precision, its factor and the factor's inverse.
+pub fn uncertainty_bytes(survey: &Survey, threads: usize) -> Result<u64> {
+    let curvature = Curvature::new(survey, &CurvatureOptions { threads, ..CurvatureOptions::default() })?;
+    let n = survey.nz * survey.nx + 1;
+    Ok(curvature.bytes(n).max(3 * 8 * (n * n) as u64))
+}

@@ -60,7 +60,7 @@ pub struct Newton {
     /// gradient always takes them all. Steps cost in proportion to the receivers taken; early ones are none the worse for it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub receiver_step: usize,
-    /// Steps assume a noise of at least so many times the data rms: as long as what is not linear in the data is what they lack, it
+    /// Steps between two noises, which come where the next one is less than two thirds of so many times the data rms, assume that: as long as what is not linear in the data is what they lack, it
     /// is not to be fitted as if it were. Steps between two noises, which come where the next one is less than that, assume it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub over_rms: f64,
@@ -197,13 +197,19 @@ impl<'i> Inversion<'i> {
         clock: Clock,
         observer: &mut dyn Observer,
     ) -> Result<Halt> {
-        if state.step == 0 {
+        let begins = state.begin.is_none();
+        if begins {
             state.begin = Some(state.entry.clone());
             (state.failed, state.stale, state.between) = (0, 0, 0);
         }
         let mut problem = Problem::new(self, stage, newton, state, clock)?;
         let limits = self.limits(stage);
-        if state.step == 0 {
+        if begins {
+            // what ends the first step loses nothing either
+            state.seconds = clock.seconds();
+            observer.checkpoint(state)?;
+        }
+        if state.is_before_steps() {
             problem.space.prepare(&mut state.entry.model);
         }
         loop {
@@ -212,15 +218,22 @@ impl<'i> Inversion<'i> {
                 return Ok(ended.unwrap_or(Halt::Stage(StopReason::Completed { steps: state.step as u64 })));
             }
             if let Some(halt) = limits.halt(&state.ledger, &clock) {
+                state.back_before_steps();
                 return Ok(halt);
             }
             if let Some(areas) = &newton.areas {
                 problem.space = Space::of(areas.unknowns(&state.entry.model.vp));
             }
+            if newton.regularisers.iter().any(RegulariserSpec::follows_layers) {
+                problem.regularisers = self.regularisers_of_step(stage, newton, state)?;
+            }
             let best = state.ledger.best.as_ref().map(|b| b.data_rms);
             let taken = match problem.step(state, newton.noise[state.step], &limits, observer)? {
                 Ok(taken) => taken,
-                Err(halt) => return Ok(halt),
+                Err(halt) => {
+                    state.back_before_steps();
+                    return Ok(halt);
+                }
             };
             state.failed = if taken.arrived { 0 } else { state.failed + 1 };
             let better = newton.areas.is_none() || state.ledger.best.as_ref().map(|b| b.data_rms) != best;
@@ -238,6 +251,15 @@ impl<'i> Inversion<'i> {
                 return Ok(Halt::Stage(StopReason::Settled));
             }
         }
+    }
+
+    /// The regularisers of a step from `state.entry`.
+    fn regularisers_of_step(&self, stage: &Stage, newton: &Newton, state: &State) -> Result<Vec<Box<dyn Regulariser>>> {
+        let begin = &state.begin.as_ref().unwrap_or(&state.entry).model;
+        let terms = Terms::new(&state.start.vp, begin, state.confidence.as_ref()).here(&state.entry.model);
+        let mut regularisers = terms.regularisers(&newton.regularisers)?;
+        self.add_known(&mut regularisers, stage.vmin == Vmin::Tied)?;
+        Ok(regularisers)
     }
 
     /// Whether the steps taken end the stage or everything; asked before a step, so that a resumed run asks, too.
@@ -304,9 +326,8 @@ impl<'a, 'i> Problem<'a, 'i> {
     ) -> Result<Self> {
         let begin = &state.begin.as_ref().unwrap_or(&state.entry).model;
         let terms = Terms::new(&state.start.vp, begin, state.confidence.as_ref());
-        let mut regularisers = terms.regularisers(&newton.regularisers)?;
         let space = terms.space(&newton.unknowns, &newton.regularisers)?;
-        inversion.add_known(&mut regularisers, stage.vmin == Vmin::Tied)?;
+        let regularisers = inversion.regularisers_of_step(stage, newton, state)?;
         let data = inversion.data(stage);
         let misfit = inversion.misfit(stage)?;
         let filter = match stage.misfit {

@@ -71,6 +71,8 @@ impl Problem<'_, '_> {
         observer: &mut dyn Observer,
     ) -> Result<std::result::Result<Taken, Halt>> {
         let from = self.evaluate(&state.entry.model.clone(), state)?;
+        let (misfit, data_rms) = (from.evaluation.value, from.evaluation.data_rms);
+        state.entry = Best { model: from.model.clone(), score: data_rms, misfit, data_rms };
         let before = self.rms(&from);
         // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
         let least = self.newton.over_rms * before;

@@ -286,10 +286,12 @@ impl<'a> Inversion<'a> {
             let (stop, all) = match halt {
                 Halt::All(stop) => (stop, true),
                 Halt::Stage(_) if went_back => (StopReason::Undone, false),
-                Halt::Stage(stop) => match stage.abandon_above.filter(|limit| best.data_rms > *limit) {
-                    Some(limit) => (StopReason::Abandoned { rms: best.data_rms, limit }, true),
-                    None => (stop, false),
-                },
+                Halt::Stage(stop) => {
+                    match stage.abandon_above.filter(|limit| best.data_rms > *limit && !stop.left_out()) {
+                        Some(limit) => (StopReason::Abandoned { rms: best.data_rms, limit }, true),
+                        None => (stop, false),
+                    }
+                }
             };
             let next = self.settings.stages.get(state.stage + 1).filter(|next| next.continues(stage));
             let at = state.at.take();
@@ -322,7 +324,7 @@ impl<'a> Inversion<'a> {
 
     /// Why a stage that has not begun is left out, if it is.
     fn left_out(&self, state: &mut State, stage: &Stage) -> Result<Option<StopReason>> {
-        let begun = state.at.is_some() || state.step > 0;
+        let begun = state.at.is_some() || state.begin.is_some();
         if begun || (stage.skip_below.is_none() && stage.only.is_none()) {
             return Ok(None);
         }

@@ -160,6 +160,20 @@ impl State {
             && self.earlier.iter().all(|f| f.outcome.model.vp.dim() == shape && f.outcome.start.vp.dim() == shape)
     }
 
+    /// Whether the stage has taken no Gauss-Newton step.
+    pub(super) fn is_before_steps(&self) -> bool {
+        self.step == 0 && self.between == 0
+    }
+
+    /// Where nothing but the map's own preparation has happened in a stage, takes that back: nothing has compared the two.
+    pub(super) fn back_before_steps(&mut self) {
+        if let (true, Some(begin)) = (self.is_before_steps(), &self.begin)
+            && begin.data_rms.is_finite()
+        {
+            self.entry = begin.clone();
+        }
+    }
+
     /// Whether the optimiser's vectors are as long as those of a new `solver` of the stage.
     pub(super) fn fits(&self, solver: &Lbfgs) -> bool {
         self.at.as_ref().is_none_or(|at| {

@@ -19,6 +19,7 @@ const DOUBT: f64 = 200.0;
 pub(super) struct Terms<'m> {
     start: &'m Array2<f64>,
     begin: &'m Model,
+    here: &'m Model,
     confidence: Cow<'m, Array2<f64>>,
 }
 
@@ -26,11 +27,17 @@ impl<'m> Terms<'m> {
     /// For an inversion that started at a map and a stage that began at a model.
     pub fn new(start: &'m Array2<f64>, begin: &'m Model, confidence: Option<&'m Array2<f64>>) -> Self {
         let doubt = || Cow::Owned(Array2::from_elem(start.dim(), DOUBT));
-        Self { start, begin, confidence: confidence.map_or_else(doubt, Cow::Borrowed) }
+        Self { start, begin, here: begin, confidence: confidence.map_or_else(doubt, Cow::Borrowed) }
+    }
+
+    /// The same for a step from a model within the stage.
+    pub fn here(self, here: &'m Model) -> Self {
+        Self { here, ..self }
     }
 
     fn mean(&self, spec: &RegulariserSpec) -> &Array2<f64> {
         match spec.mean_map() {
+            _ if spec.follows_layers() => &self.here.vp,
             Some(MeanMap::Stage) => &self.begin.vp,
             _ => self.start,
         }

@@ -81,8 +81,9 @@ impl Inversion<'_> {
         let (model, confidence) = (&outcome.model, outcome.confidence.as_ref());
         let shape = model.vp.dim();
         let specs = of_a_stage.map_or_else(|| vec![assumed(confidence.is_some())], |n| n.regularisers.clone());
-        // the map that a process is about does not enter its curvature
-        let mut regularisers = Terms::new(&outcome.start.vp, &outcome.start, confidence).regularisers(&specs)?;
+        // the map that a process is about does not enter its curvature; layers are followed as the result shows them
+        let terms = Terms::new(&outcome.start.vp, &outcome.start, confidence).here(model);
+        let mut regularisers = terms.regularisers(&specs)?;
         let last = stages.last().expect("an inversion has a stage");
         self.add_known(&mut regularisers, last.vmin == Vmin::Tied)?;
         let space = Space::Cells(shape);

@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn tv() -> RegulariserSpec {
-        RegulariserSpec::Tv { scale: 40.0, epsilon: 3.0, down: 1.0, across: 0.7 }
+        RegulariserSpec::Tv { scale: 40.0, epsilon: 3.0, down: 1.0, across: 0.7, along: false }
     }
 
     /// The derivative of the whole objective along several directions against central differences.

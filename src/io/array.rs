@@ -158,8 +158,8 @@ impl ArrayFile {
     }
 }
 
-/// A path and the entry named after a colon. A file whose own name holds a colon is taken whole.
-fn split_entry(path: &Path) -> (PathBuf, Option<String>) {
+/// The file of a path, and the entry of it that is named after a colon, if any. A file whose own name holds a colon is taken whole.
+pub fn split_entry(path: &Path) -> (PathBuf, Option<String>) {
     let whole = (path.to_path_buf(), None);
     let Some(text) = path.to_str().filter(|_| !path.exists()) else { return whole };
     text.match_indices(':')

@@ -23,7 +23,7 @@ mod npy;
 mod npz;
 mod writer;
 
-pub use array::{ArrayFile, Limits};
+pub use array::{ArrayFile, Limits, split_entry};
 pub(crate) use atomic::Pending;
 pub use atomic::{TMP_PREFIX, TMP_SUFFIX, write_atomic, write_unsynced};
 pub use dtype::{DType, Element};

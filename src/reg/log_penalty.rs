@@ -27,14 +27,14 @@ impl Regulariser for LogPenalty {
     }
 
     fn value(&self, m: &Model) -> f64 {
-        neighbours::value(m, |d, _| self.penalty(d))
+        neighbours::value(m, &[], |d, _| self.penalty(d))
     }
 
     fn gradient(&self, m: &Model) -> Model {
-        neighbours::gradient(m, |d, _| self.penalty(d))
+        neighbours::gradient(m, &[], |d, _| self.penalty(d))
     }
 
     fn add_curvature(&self, m: &Model, to: MatMut<'_, f64>) {
-        neighbours::add_curvature(m, to, |d, _| self.penalty(d));
+        neighbours::add_curvature(m, &[], to, |d, _| self.penalty(d));
     }
 }

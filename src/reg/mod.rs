@@ -6,6 +6,7 @@
 //! The penalties of steps take the one of lagged diffusivity (Vogel and Oman, SIAM J. Sci. Comput. 17, 1996): a function
 //! that is concave in `d^2` lies below its tangent in `d^2`.
 
+mod dips;
 mod gaussian_process;
 mod hold;
 mod log_penalty;

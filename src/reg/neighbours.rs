@@ -12,26 +12,29 @@ pub(super) struct Penalty {
     pub weight: f64,
 }
 
-/// Cells of every pair of neighbours, counted row by row, and whether the second lies below the first.
-pub(super) fn pairs((nz, nx): (usize, usize)) -> impl Iterator<Item = (usize, usize, bool)> {
+/// Cells of every pair of neighbours, counted row by row, and whether the second lies below the first. The neighbour beside a cell
+/// of column `x` lies `dips[x]` rows lower, or on its row where there are no dips; it may be outside of the map.
+pub(super) fn pairs((nz, nx): (usize, usize), dips: &[isize]) -> impl Iterator<Item = (usize, usize, bool)> {
     (0..nz * nx).flat_map(move |i| {
+        let (z, x) = (i / nx, i % nx);
         let below = (i + nx < nz * nx).then_some((i, i + nx, true));
-        let beside = (i % nx + 1 < nx).then_some((i, i + 1, false));
+        let row = z.checked_add_signed(dips.get(x).copied().unwrap_or(0)).filter(|row| x + 1 < nx && *row < nz);
+        let beside = row.map(|row| (i, row * nx + x + 1, false));
         below.into_iter().chain(beside)
     })
 }
 
 /// Sum over all pairs of neighbours; `penalty` gets the step and whether it is one down.
-pub(super) fn value(m: &Model, penalty: impl Fn(f64, bool) -> Penalty) -> f64 {
+pub(super) fn value(m: &Model, dips: &[isize], penalty: impl Fn(f64, bool) -> Penalty) -> f64 {
     let v = m.to_vec();
-    pairs(m.vp.dim()).map(|(i, j, down)| penalty(v[j] - v[i], down).value).sum()
+    pairs(m.vp.dim(), dips).map(|(i, j, down)| penalty(v[j] - v[i], down).value).sum()
 }
 
 /// Derivative of [`value`].
-pub(super) fn gradient(m: &Model, penalty: impl Fn(f64, bool) -> Penalty) -> Model {
+pub(super) fn gradient(m: &Model, dips: &[isize], penalty: impl Fn(f64, bool) -> Penalty) -> Model {
     let v = m.to_vec();
     let mut g = vec![0.0; m.vp.len()];
-    for (i, j, down) in pairs(m.vp.dim()) {
+    for (i, j, down) in pairs(m.vp.dim(), dips) {
         let d = v[j] - v[i];
         let slope = penalty(d, down).weight * d;
         g[j] += slope;
@@ -41,13 +44,18 @@ pub(super) fn gradient(m: &Model, penalty: impl Fn(f64, bool) -> Penalty) -> Mod
 }
 
 /// Adds the majoriser's weights.
-pub(super) fn add_curvature(m: &Model, mut to: MatMut<'_, f64>, penalty: impl Fn(f64, bool) -> Penalty) {
+pub(super) fn add_curvature(
+    m: &Model,
+    dips: &[isize],
+    mut to: MatMut<'_, f64>,
+    penalty: impl Fn(f64, bool) -> Penalty,
+) {
     let v = m.to_vec();
-    for (i, j, down) in pairs(m.vp.dim()) {
+    for (i, j, down) in pairs(m.vp.dim(), dips) {
         let weight = penalty(v[j] - v[i], down).weight;
         to[(i, i)] += weight;
         to[(j, j)] += weight;
-        to[(j, i)] -= weight;
+        to[(i.max(j), i.min(j))] -= weight;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Regularisers as data, as a recipe names them.
 
+use super::dips::dips;
 use super::{Covariance, GaussianProcess, LogPenalty, Order, Regulariser, Snap, Tikhonov, TotalVariation};
 use crate::{Error, Result};
 use ndarray::Array2;
@@ -21,6 +22,10 @@ pub enum RegulariserSpec {
         /// Weight of steps across.
         #[serde(default = "one")]
         across: f64,
+        /// Whether steps across follow the layers of the map that a Gauss-Newton step or a stage of L-BFGS starts from: see
+        /// [`TotalVariation::dips`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        along: bool,
     },
     /// [`LogPenalty`].
     Log {
@@ -86,6 +91,9 @@ pub enum MeanMap {
     Stage,
 }
 
+/// A Gaussian process by its `kind`.
+const GP: &str = "gaussian-process";
+
 fn one() -> f64 {
     1.0
 }
@@ -94,7 +102,7 @@ impl RegulariserSpec {
     /// Errors, in one line, on numbers that make no sense.
     pub fn validate(&self) -> Result<()> {
         match *self {
-            Self::Tv { scale, epsilon, down, across } => {
+            Self::Tv { scale, epsilon, down, across, .. } => {
                 above_zero("tv", &[("scale", scale), ("epsilon", epsilon)])?;
                 let weights = [down, across];
                 if !weights.iter().all(|w| (0.0..1e6).contains(w)) || weights == [0.0; 2] {
@@ -115,6 +123,11 @@ impl RegulariserSpec {
         }
     }
 
+    /// Whether steps across follow the layers of a map, so that [`Self::build`] needs one.
+    pub fn follows_layers(&self) -> bool {
+        matches!(self, Self::Tv { along: true, .. })
+    }
+
     /// Which map a Gaussian process is about, where it is named.
     pub fn mean_map(&self) -> Option<MeanMap> {
         match self {
@@ -123,7 +136,8 @@ impl RegulariserSpec {
         }
     }
 
-    /// The regulariser for maps of a shape (nz, nx). `mean` is the map that a Gaussian process names, [`Self::mean_map`],
+    /// The regulariser for maps of a shape (nz, nx). `mean` is the map that a Gaussian process names, [`Self::mean_map`], or whose
+    /// layers are [followed](Self::follows_layers),
     /// `confidence` the prior's standard deviations, both in m/s. Errors on numbers that make no sense, on a map that is
     /// needed and missing, and on one of another shape.
     pub fn build(
@@ -134,7 +148,13 @@ impl RegulariserSpec {
     ) -> Result<Box<dyn Regulariser>> {
         self.validate()?;
         Ok(match *self {
-            Self::Tv { scale, epsilon, down, across } => Box::new(TotalVariation { scale, epsilon, down, across }),
+            Self::Tv { scale, epsilon, down, across, along } => {
+                let dips = match along {
+                    true => dips(given("tv", "along = true", "a map", shape, mean)?),
+                    false => vec![],
+                };
+                Box::new(TotalVariation { scale, epsilon, down, across, dips })
+            }
             Self::Log { strength, epsilon } => Box::new(LogPenalty { strength, epsilon }),
             Self::Tikhonov { scale, order } => Box::new(Tikhonov { scale, order }),
             Self::Snap { spacing, scale } => Box::new(Snap { spacing, scale }),
@@ -155,10 +175,13 @@ impl RegulariserSpec {
         };
         let mean = match about {
             Mean::Constant(v) => Array2::from_elem(shape, v),
-            Mean::Map(_) => given("its mean by name", "a mean map", shape, mean)?.clone(),
+            Mean::Map(_) => given(GP, "its mean by name", "a mean map", shape, mean)?.clone(),
         };
-        let factors =
-            if confident { Some(given("confidence = true", "a prior's confidence", shape, confidence)?) } else { None };
+        let factors = if confident {
+            Some(given(GP, "confidence = true", "a prior's confidence", shape, confidence)?)
+        } else {
+            None
+        };
         let covariance = self.covariance().expect("a Gaussian process has one");
         GaussianProcess::new(covariance, mean, factors)
     }
@@ -174,14 +197,20 @@ impl RegulariserSpec {
 }
 
 /// A map that an option needs, of the right shape.
-fn given<'a>(option: &str, what: &str, shape: (usize, usize), map: Option<&'a Array2<f64>>) -> Result<&'a Array2<f64>> {
+fn given<'a>(
+    kind: &str,
+    option: &str,
+    what: &str,
+    shape: (usize, usize),
+    map: Option<&'a Array2<f64>>,
+) -> Result<&'a Array2<f64>> {
     match map {
         Some(map) if map.dim() == shape => Ok(map),
         found => {
             let found = found.map_or("none".into(), |m| format!("one of {} x {}", m.nrows(), m.ncols()));
             let (nz, nx) = shape;
             Err(Error::Usage(format!(
-                "regulariser gaussian-process: {option} needs {what} of {nz} x {nx} cells, there is {found}"
+                "regulariser {kind}: {option} needs {what} of {nz} x {nx} cells, there is {found}"
             )))
         }
     }

@@ -39,11 +39,12 @@ fn gaussian_process(with_factors: bool, covariance: Covariance) -> GaussianProce
 
 /// Every regulariser; whether it is quadratic, and how far (m/s) its curvature is good for.
 fn all() -> Vec<(Box<dyn Regulariser>, bool, f64)> {
-    let tv = |across| TotalVariation { scale: 90.0, epsilon: 5.0, down: 1.0, across };
+    let tv = |across| TotalVariation { scale: 90.0, epsilon: 5.0, down: 1.0, across, dips: vec![] };
     let cells = vec![(6, 1800.0), (11, 2500.0)];
     vec![
         (Box::new(tv(0.7)), false, 2000.0),
         (Box::new(tv(0.0)), false, 2000.0),
+        (Box::new(TotalVariation { dips: vec![1, -2, 0, 3, -1], ..tv(0.7) }), false, 2000.0),
         (Box::new(LogPenalty { strength: 0.8, epsilon: 6.0 }), false, 2000.0),
         (Box::new(Tikhonov { scale: 40.0, order: Order::First }), true, 2000.0),
         (Box::new(Tikhonov { scale: 40.0, order: Order::Second }), true, 2000.0),
@@ -230,6 +231,7 @@ fn parse(text: &str) -> std::result::Result<RegulariserSpec, String> {
 fn specs_survive_toml() {
     let texts = [
         "kind = \"tv\"\nscale = 90\nepsilon = 5.0\nacross = 0.0",
+        "kind = \"tv\"\nscale = 90\nepsilon = 5.0\nalong = true",
         "kind = \"log\"\nstrength = 0.8\nepsilon = 6.0",
         "kind = \"tikhonov\"\nscale = 40.0\norder = 2",
         "kind = \"snap\"\nscale = 0.2",
@@ -244,7 +246,7 @@ fn specs_survive_toml() {
         assert!(built.value(&model(6)) > 0.0);
         assert!(!built.describe().contains('\n') && built.describe().contains("m/s"), "{}", built.describe());
     }
-    let tv = TotalVariation { scale: 90.0, epsilon: 5.0, down: 1.0, across: 0.0 };
+    let tv = TotalVariation { scale: 90.0, epsilon: 5.0, down: 1.0, across: 0.0, dips: vec![] };
     let built = parse(texts[0]).unwrap().build(SHAPE, None, None).unwrap();
     assert_eq!(built.value(&model(6)), tv.value(&model(6)));
 }
@@ -270,6 +272,7 @@ fn bad_specs_are_refused() {
         ("kind = \"tv\"\nscale = 0.0\nepsilon = 5.0".to_string(), "scale must lie between"),
         ("kind = \"tv\"\nscale = 9.0\nepsilon = nan".to_string(), "epsilon must lie between"),
         ("kind = \"tv\"\nscale = 9.0\nepsilon = 1.0\ndown = 0.0\nacross = 0.0".to_string(), "not both 0"),
+        ("kind = \"tv\"\nscale = 9.0\nepsilon = 1.0\nalong = true".to_string(), "along = true needs a map of 7 x 6"),
         ("kind = \"log\"\nstrength = -1.0\nepsilon = 5.0".to_string(), "strength must lie between"),
         ("kind = \"tikhonov\"\nscale = inf\norder = 1".to_string(), "scale must lie between"),
         ("kind = \"snap\"\nspacing = 0.0\nscale = 1.0".to_string(), "spacing must lie between"),

@@ -81,14 +81,14 @@ impl Regulariser for Tikhonov {
     fn value(&self, m: &Model) -> f64 {
         let v = m.to_vec();
         match self.order {
-            Order::First => neighbours::value(m, |d, _| self.penalty(d)),
+            Order::First => neighbours::value(m, &[], |d, _| self.penalty(d)),
             Order::Second => triples(m.vp.dim()).map(|t| self.penalty(difference(&v, t)).value).sum(),
         }
     }
 
     fn gradient(&self, m: &Model) -> Model {
         if self.order == Order::First {
-            return neighbours::gradient(m, |d, _| self.penalty(d));
+            return neighbours::gradient(m, &[], |d, _| self.penalty(d));
         }
         let v = m.to_vec();
         let mut g = vec![0.0; m.vp.len()];
@@ -101,7 +101,7 @@ impl Regulariser for Tikhonov {
 
     fn add_curvature(&self, m: &Model, mut to: MatMut<'_, f64>) {
         if self.order == Order::First {
-            return neighbours::add_curvature(m, to, |d, _| self.penalty(d));
+            return neighbours::add_curvature(m, &[], to, |d, _| self.penalty(d));
         }
         for t in triples(m.vp.dim()) {
             for (k, (&i, c)) in t.iter().zip(SECOND).enumerate() {

@@ -16,6 +16,8 @@ pub struct TotalVariation {
     pub down: f64,
     /// Weight of steps across; 0 leaves the variation with depth alone.
     pub across: f64,
+    /// Rows that the neighbour in the next column lies lower, for every column but the last; on the same row where it is empty.
+    pub dips: Vec<isize>,
 }
 
 impl TotalVariation {
@@ -29,21 +31,22 @@ impl TotalVariation {
 
 impl Regulariser for TotalVariation {
     fn describe(&self) -> String {
-        let Self { scale, epsilon, down, across } = self;
+        let Self { scale, epsilon, down, across, dips } = self;
+        let along = if dips.is_empty() { "across" } else { "along layers" };
         format!(
-            "total variation, a nat per {scale} m/s of step above {epsilon} m/s, weights {down} down, {across} across"
+            "total variation, a nat per {scale} m/s of step above {epsilon} m/s, weights {down} down, {across} {along}"
         )
     }
 
     fn value(&self, m: &Model) -> f64 {
-        neighbours::value(m, |d, down| self.penalty(d, down))
+        neighbours::value(m, &self.dips, |d, down| self.penalty(d, down))
     }
 
     fn gradient(&self, m: &Model) -> Model {
-        neighbours::gradient(m, |d, down| self.penalty(d, down))
+        neighbours::gradient(m, &self.dips, |d, down| self.penalty(d, down))
     }
 
     fn add_curvature(&self, m: &Model, to: MatMut<'_, f64>) {
-        neighbours::add_curvature(m, to, |d, down| self.penalty(d, down));
+        neighbours::add_curvature(m, &self.dips, to, |d, down| self.penalty(d, down));
     }
 }

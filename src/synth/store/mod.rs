@@ -228,6 +228,13 @@ pub struct Appender {
     finishing: Option<JoinHandle<Result<()>>>,
 }
 
+/// A file that is being completed is, whatever becomes of the next one.
+impl Drop for Appender {
+    fn drop(&mut self) {
+        let _ = self.wait();
+    }
+}
+
 impl Appender {
     /// Adds the next sample.
     ///
