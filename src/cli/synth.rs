@@ -48,7 +48,7 @@ pub struct Args {
     /// Store the middle shot of the mirrored map, too: with it, a gather is flipped exactly
     #[arg(long)]
     middle_flip: bool,
-    /// Samples in a file, and the most that a kill loses
+    /// Samples in a file: a kill loses those of the file at work, and of the one before until it is on disk
     #[arg(long, value_name = "N", default_value = "500", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     per_file: u64,
     /// How files are laid out
