@@ -10,7 +10,7 @@ use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_l
 use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
 use fwi::family::{self, Recipe};
-use fwi::invert::{Attempt, Outcome, Settings, Stage, Start, Task, bytes_per_inversion, invert_many, newton_bytes};
+use fwi::invert::{Attempt, Outcome, Settings, Stage, Start, Task, bytes_per_inversion, invert_many, matrix_bytes};
 use fwi::io::{Limits, read_map};
 use fwi::prior::predict_one;
 use fwi::wave::Dispatch;
@@ -151,7 +151,7 @@ impl Args {
             settings.stages.clear();
         }
         let mut plan = Plan { survey, settings, choice, recipes, newton: 0, jobs, start, start_name, truth };
-        plan.newton = newton_bytes(plan.stages(), &plan.survey, self.engine.threads)?;
+        plan.newton = matrix_bytes(plan.stages(), false, &plan.survey, self.engine.threads)?;
         Ok(plan)
     }
 
@@ -219,14 +219,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Err(Error::Usage(message));
     }
     let ids = plan.jobs.iter().map(|job| &job.id[..]).collect();
-    let done = dir.begin(&ids)?;
-    let other = |job: &&Job| done.get(&job.id).is_some_and(|l| (&l.gather, l.index) != (&job.path, job.index));
+    let earlier = dir.earlier(&ids)?;
+    let done: HashMap<&str, &Line> = earlier.iter().map(|line| (&line.id[..], line)).collect();
+    let other = |job: &&Job| done.get(&job.id[..]).is_some_and(|l| (&l.gather, l.index) != (&job.path, job.index));
     if let Some(job) = plan.jobs.iter().find(other) {
         let problem = format!("{} holds the map of another gather called {}", args.output.display(), job.id);
         return Err(Error::Usage(format!("{problem}; choose another -o for {}", job.path.display())));
     }
-    let todo: Vec<&Job> = plan.jobs.iter().filter(|job| !done.contains_key(&job.id)).collect();
-    let known: Vec<&Line> = plan.jobs.iter().filter_map(|job| done.get(&job.id)).collect();
+    dir.begin(&earlier)?;
+    let todo: Vec<&Job> = plan.jobs.iter().filter(|job| !done.contains_key(&job.id[..])).collect();
+    let known: Vec<&Line> = plan.jobs.iter().filter_map(|job| done.get(&job.id[..]).copied()).collect();
     report(&args, &plan, &engines, known.len());
     let tally = Tally::new(plan.jobs.len(), &known, args.quiet);
     let load = |job: &&Job| load(&plan, job, args.engine.threads);

@@ -1,13 +1,13 @@
 //! The directory of a batch: a map a gather, and a line a gather in results.jsonl, from which `--resume` goes on.
 
 use super::gather_list::npy_files;
-use super::rundir::{hold, sweep};
+use super::rundir::{RESULT, hold, sweep};
 use fwi::invert::AttemptSummary;
 use fwi::io::{write_array, write_atomic};
 use fwi::{Error, Result};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -46,6 +46,13 @@ pub struct Line {
     pub error: Option<String>,
 }
 
+impl Line {
+    /// As it stands in the results.
+    fn text(&self) -> String {
+        serde_json::to_string(self).expect("numbers and names") + "\n"
+    }
+}
+
 /// An output directory held by this process.
 pub struct BatchDir {
     path: PathBuf,
@@ -71,7 +78,7 @@ impl BatchDir {
 
     /// Whether a batch, or anything that looks like one's maps, or an inversion's result is here.
     pub fn is_used(&self) -> Result<bool> {
-        let files = [RESULTS, SHEET, "result.json"].map(|name| self.path.join(name));
+        let files = [RESULTS, SHEET, RESULT].map(|name| self.path.join(name));
         Ok(files.iter().any(|f| f.exists()) || !npy_files(&self.path.join(MAPS))?.is_empty())
     }
 
@@ -87,22 +94,26 @@ impl BatchDir {
         Ok(())
     }
 
-    /// Opens the results and returns those that stand, by id. Lines that a kill has torn, and failures and lost maps of
-    /// the gathers `ids`, to be done again, are left out.
-    pub fn begin(&mut self, ids: &HashSet<&str>) -> Result<HashMap<String, Line>> {
+    /// The results that stand. Lines that a kill has torn, and failures and lost maps of the gathers `ids`, to be done again,
+    /// are left out.
+    pub fn earlier(&self, ids: &HashSet<&str>) -> Result<Vec<Line>> {
         let path = self.path.join(RESULTS);
         let text = match fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
             Err(e) => return Err(Error::io(&path, "read", e)),
         };
-        let parsed = text.lines().filter_map(|l| serde_json::from_str::<Line>(l).ok().map(|line| (l, line)));
         let stands = |line: &Line| !ids.contains(&line.id[..]) || (line.error.is_none() && self.map(&line.id).exists());
-        let (texts, lines): (Vec<&str>, Vec<Line>) = parsed.filter(|(_, line)| stands(line)).unzip();
-        write_atomic(&path, |w| texts.iter().try_for_each(|l| writeln!(w, "{l}")))?;
+        Ok(text.lines().filter_map(|l| serde_json::from_str(l).ok()).filter(stands).collect())
+    }
+
+    /// Opens the results, after those of earlier runs.
+    pub fn begin(&mut self, earlier: &[Line]) -> Result<()> {
+        let path = self.path.join(RESULTS);
+        write_atomic(&path, |w| earlier.iter().try_for_each(|line| w.write_all(line.text().as_bytes())))?;
         let file = fs::OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, "write", e))?;
         self.results = Some(Mutex::new(file));
-        Ok(lines.into_iter().map(|line| (line.id.clone(), line)).collect())
+        Ok(())
     }
 
     /// Keeps what came of a gather: first the map, if there is one, then the line, so that a line's map is there.
@@ -110,11 +121,9 @@ impl BatchDir {
         if let Some(map) = map {
             write_array(self.map(&line.id), map.mapv(|v| v as f32).view())?;
         }
-        let mut text = serde_json::to_string(line).expect("numbers and names");
-        text.push('\n');
         let results = self.results.as_ref().expect("begun");
         let mut file = results.lock().unwrap_or_else(|e| e.into_inner());
-        file.write_all(text.as_bytes()).map_err(|e| Error::io(self.path.join(RESULTS), "write", e))
+        file.write_all(line.text().as_bytes()).map_err(|e| Error::io(self.path.join(RESULTS), "write", e))
     }
 
     /// Writes what came of all.

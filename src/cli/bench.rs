@@ -6,15 +6,13 @@ use super::engine::Engine;
 use super::evaluate::{parse_maps, read_maps};
 use super::method::Signals;
 use super::note;
-use super::options::{parse_duration, same_file};
+use super::options::{larger_fields, parse_duration, same_file};
 use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
 use super::recipe_choice::{Choice, kept, load, without_recipe};
 use clap::Subcommand;
 use fwi::family::bench::{Case, Coverage};
 use fwi::family::{Ingredient, Recipe, classify};
-use fwi::invert::{
-    Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes, uncertainty_bytes,
-};
+use fwi::invert::{Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, matrix_bytes};
 use fwi::io::{Gathers, Limits};
 use fwi::misfit::L2;
 use fwi::prior::{Prediction, predict_one};
@@ -326,11 +324,8 @@ impl Bench<'_> {
     /// Errors where the recipes' normal matrices do not fit beside the fields.
     fn check_memory(&self, attempts: &[Attempt]) -> Result<()> {
         let stages = attempts.iter().flat_map(|a| &a.settings.stages);
-        let threads = self.args.engine.threads;
-        let deviations = if self.args.uncertainty { uncertainty_bytes(&self.survey, threads)? } else { 0 };
-        let newton = newton_bytes(stages, &self.survey, threads)?.max(deviations);
-        let fine = self.fine.as_ref().map_or(0, |f| f.gradient_bytes());
-        let fields = self.coarse.gradient_bytes().max(fine);
+        let newton = matrix_bytes(stages, self.args.uncertainty, &self.survey, self.args.engine.threads)?;
+        let fields = larger_fields(&*self.coarse, self.fine.as_deref());
         let budget = self.args.engine.budget()?;
         let (all, limit) = ((newton + fields) >> 20, budget >> 20);
         if newton > 0 && newton + fields > budget {

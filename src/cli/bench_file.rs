@@ -49,8 +49,9 @@ impl CaseFile {
 /// that is no case, for then the file is not a bench's.
 fn cases<'t>(text: &'t str, path: &Path) -> Result<(Vec<&'t str>, Vec<Case>)> {
     let (mut lines, mut known) = (vec![], vec![]);
+    let count = text.lines().count();
     for (i, line) in text.lines().enumerate() {
-        let torn = i + 1 == text.lines().count() && !text.ends_with('\n');
+        let torn = i + 1 == count && !text.ends_with('\n');
         match serde_json::from_str::<Case>(line) {
             Ok(case) => {
                 lines.push(line);

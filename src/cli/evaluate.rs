@@ -111,14 +111,8 @@ pub fn read_maps(family: Family, path: &Path, most: usize, survey: &Survey) -> R
 /// Errors when the figures would be written over what is read.
 fn check_outputs(args: &Args) -> Result<()> {
     let Some(json) = &args.json else { return Ok(()) };
-    // one array of a file is named file:array
-    let file = |path: &Path| {
-        PathBuf::from(
-            path.to_string_lossy().split_once(':').map_or(path.to_string_lossy(), |p| p.0.into()).into_owned(),
-        )
-    };
-    let read = args.maps.iter().map(|(_, path)| file(path)).chain(args.prior.iter().map(PathBuf::from));
-    match read.into_iter().any(|path| same_file(&path, json)) {
+    let mut read = args.maps.iter().map(|p| &*p.1).chain(args.prior.iter().map(Path::new));
+    match read.any(|path| same_file(path, json)) {
         true => Err(Error::Usage(format!("{}: would be overwritten; choose another name", json.display()))),
         false => Ok(()),
     }

@@ -5,14 +5,14 @@ use super::explain::explain;
 use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Monitor};
 use super::note;
-use super::options::{observe, parse_noise, same_file};
+use super::options::{larger_fields, observe, parse_noise, same_file};
 use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use super::rundir::{Origin, RunDir};
 use fwi::family::Recipe;
 use fwi::invert::{
-    Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, newton_bytes,
-    resume_with_fallbacks, uncertainty_bytes,
+    Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, matrix_bytes,
+    resume_with_fallbacks,
 };
 use fwi::io::{Limits, read_map};
 use fwi::prior::predict_one;
@@ -189,8 +189,7 @@ impl Args {
             None => without_recipe(&plan.settings),
         };
         let stages = attempts.iter().flat_map(|a| &a.settings.stages);
-        let deviations = if self.uncertainty { uncertainty_bytes(&plan.survey, self.engine.threads)? } else { 0 };
-        let newton = newton_bytes(stages, &plan.survey, self.engine.threads)?.max(deviations);
+        let newton = matrix_bytes(stages, self.uncertainty, &plan.survey, self.engine.threads)?;
         Ok(Way { chosen, attempts, newton })
     }
 
@@ -203,8 +202,7 @@ impl Args {
     /// The engines within the memory that normal matrices leave.
     fn fit(&self, plan: &Plan, engines: Engines, way: &Way) -> Result<Engines> {
         let budget = self.engine.budget()?;
-        let fine = engines.fine.as_ref().map_or(0, |f| f.gradient_bytes());
-        if way.newton == 0 || way.newton + engines.coarse.gradient_bytes().max(fine) <= budget {
+        if way.newton == 0 || way.newton + larger_fields(&*engines.coarse, engines.fine.as_deref()) <= budget {
             return Ok(engines);
         }
         let too_much = || {

@@ -20,6 +20,11 @@ pub fn memory_line(propagator: &dyn Propagator, normal_matrices: u64) -> String 
     )
 }
 
+/// Bytes of the fields of two engines that compute by turns: of the one that needs more.
+pub fn larger_fields(coarse: &dyn Propagator, fine: Option<&dyn Propagator>) -> u64 {
+    coarse.gradient_bytes().max(fine.map_or(0, |f| f.gradient_bytes()))
+}
+
 /// "400M", "2GiB", "150000000": bytes. Bare letters mean powers of 1024.
 pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();

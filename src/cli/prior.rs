@@ -2,7 +2,9 @@
 
 use super::gather_list::{self, Job};
 use super::options::{parse_size, parse_threads, same_file};
-use super::prior_options::{PriorOptions, StartFrom, expected_error, families, memory_limit, side_by_side};
+use super::prior_options::{
+    PriorOptions, RuntimeOptions, StartFrom, expected_error, families, memory_limit, side_by_side,
+};
 use super::{note, tell};
 use clap::Subcommand;
 use fwi::io::{ArrayWriter, DType, write_array, write_atomic};
@@ -41,7 +43,7 @@ struct Inspect {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
     #[command(flatten)]
-    options: PriorOptions,
+    runtime: RuntimeOptions,
 }
 
 #[derive(clap::Args)]
@@ -110,7 +112,7 @@ fn list() -> Result<ExitCode> {
 }
 
 fn inspect(args: &Inspect) -> Result<ExitCode> {
-    let info = args.options.inspect(&args.prior, memory_limit(args.max_memory))?;
+    let info = args.runtime.inspect(&args.prior, memory_limit(args.max_memory))?;
     match &info.manifest {
         Some(m) => tell_manifest(&info, m)?,
         None => tell(format_args!("{}: no manifest; recognised by its shapes and a trial", info.name))?,
@@ -153,13 +155,8 @@ fn error_word(m: &Manifest) -> &'static str {
 
 fn predict(args: &Predict) -> Result<ExitCode> {
     let survey = Survey::openfwi();
-    check_outputs(args)?;
     let jobs = gather_list::list(&args.gathers, &survey)?;
-    let outputs = [Some(&args.output), args.errors.as_ref(), args.png.as_ref()];
-    let mut pairs = outputs.into_iter().flatten().flat_map(|o| jobs.iter().map(move |job| (o, job)));
-    if let Some((output, _)) = pairs.find(|(output, job)| same_file(&job.path, output)) {
-        return Err(Error::Usage(format!("{}: would be overwritten; choose another name", output.display())));
-    }
+    check_outputs(args, &jobs)?;
     let names = StartFrom::priors(&args.prior)?;
     let opened = args.options.open(&names, args.threads, memory_limit(args.max_memory), args.quiet)?;
     args.say(&format!("prior: {}", opened.prior.describe()));
@@ -200,7 +197,7 @@ fn predict_block(prior: &dyn Prior, jobs: &[Job], survey: &Survey) -> Vec<Result
 }
 
 /// Errors when an output is an input or has a name that cannot be written.
-fn check_outputs(args: &Predict) -> Result<()> {
+fn check_outputs(args: &Predict, jobs: &[Job]) -> Result<()> {
     let outputs: Vec<&Path> = [Some(&args.output), args.errors.as_ref(), args.png.as_ref()]
         .into_iter()
         .flatten()
@@ -208,8 +205,8 @@ fn check_outputs(args: &Predict) -> Result<()> {
         .collect();
     for (i, output) in outputs.iter().enumerate() {
         let fail = |why: &str| Err(Error::Usage(format!("{}: {why}", output.display())));
-        let inputs = args.gathers.iter().map(PathBuf::as_path).chain(args.prior.iter().map(Path::new));
-        if inputs.into_iter().any(|input| same_file(input, output)) {
+        let mut inputs = jobs.iter().map(|job| &*job.path).chain(args.prior.iter().map(Path::new));
+        if inputs.any(|input| same_file(input, output)) {
             return fail("would be overwritten; choose another name");
         }
         if outputs[..i].contains(output) {

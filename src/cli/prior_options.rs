@@ -22,6 +22,14 @@ pub struct PriorOptions {
     /// Test-time augmentation: flip averages with the mirrored gather's map [default: what the prior's manifest says]
     #[arg(long, value_enum)]
     pub tta: Option<TtaArg>,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
+}
+
+/// What computes priors.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Prior")]
+pub struct RuntimeOptions {
     /// What computes the network: auto takes ONNX Runtime 1.24 or newer if its library is found (FWI_ONNXRUNTIME names
     /// it), and the built-in tract otherwise
     #[arg(long, value_name = "auto|tract|PATH", default_value = "auto", value_parser = parse_runtime)]
@@ -170,7 +178,7 @@ impl PriorOptions {
         let share = processes / files.max(1);
         let mut priors: Vec<Box<dyn Prior>> = vec![];
         for found in found {
-            let ready = self.network(found, threads, share, quiet)?;
+            let ready = self.runtime.network(found, threads, share, quiet)?;
             let augment = ready.info().augment();
             let prior: Box<dyn Prior> = match ready {
                 Ready::Here(network) => Box::new(network),
@@ -199,7 +207,9 @@ impl PriorOptions {
         };
         Ok(Opened { prior, bytes: total, memory })
     }
+}
 
+impl RuntimeOptions {
     /// What is known about a prior.
     pub fn inspect(&self, name: &str, memory: u64) -> Result<Info> {
         Ok(self.network(registry::find(name)?, 0, memory.saturating_sub(BASE_BYTES), false)?.info().clone())

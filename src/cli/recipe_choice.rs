@@ -53,14 +53,14 @@ impl Choice {
             (Self::Family(family), found) => {
                 let group = found.map_or(Group::of(*family), |(_, p)| Group::of_predicted(*family, &p.velocity));
                 let why = format!("for the group {group}, of the family {family} that was asked for");
-                (Recipe::for_group(group, Some(*family)), why)
+                (Recipe::for_group(group), why)
             }
             (Self::Open, Some((class, _))) => {
                 let Classification { group, family, probability, .. } = class;
                 let own = class.families.iter().find(|(f, _)| f == family).map_or(0.0, |p| p.1);
                 let (percent, own) = (100.0 * probability, 100.0 * own);
                 let why = format!("for the group {group} ({percent:.0}%), likeliest family {family} ({own:.0}%)");
-                (Recipe::for_group(*group, Some(*family)), why)
+                (Recipe::for_group(*group), why)
             }
         };
         Ok(Some(Chosen { why, ..load(name, dt)? }))

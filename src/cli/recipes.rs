@@ -47,7 +47,7 @@ fn list() -> Result<()> {
     let width = Recipe::names().map(str::len).max().unwrap_or(0);
     for name in Recipe::names() {
         let recipe = Recipe::named(name, dt)?;
-        let gets = |group: &Group| Recipe::for_group(*group, None) == name;
+        let gets = |group: &Group| Recipe::for_group(*group) == name;
         let groups: Vec<&str> = Group::ALL.iter().filter(|g| gets(g)).map(|g| g.name()).collect();
         let groups = if groups.is_empty() { String::new() } else { format!(" [default of {}]", groups.join(", ")) };
         tell(format_args!("{name:width$}  {}{groups}", recipe.about.trim().replace('\n', " ")))?;

@@ -13,7 +13,8 @@ const CHECKPOINT: &str = "checkpoint.bin";
 /// Written and synced to the disk every [`SYNC_EVERY`]; survives a power cut.
 const SAFE_CHECKPOINT: &str = "checkpoint-synced.bin";
 const LOG: &str = "log.jsonl";
-const RESULT: &str = "result.json";
+/// What came of it.
+pub const RESULT: &str = "result.json";
 /// Where the inversion began, for the result of a run that is resumed.
 const ORIGIN: &str = "start.json";
 /// Longest [`ORIGIN`] that is read, bytes.

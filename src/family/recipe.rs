@@ -4,7 +4,7 @@
 //! `recipes/` are part of the library; one table says which group gets which. A stage may be written as the difference from
 //! another: `like = "layered/areas"` with what is to be otherwise.
 
-use super::{Family, Group, like};
+use super::{Group, like};
 use crate::invert::{Stage, is_one, one};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -89,13 +89,13 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("smooth", include_str!("../../recipes/smooth.toml")),
 ];
 
-/// Which recipe a group gets, or, where a family is named, that family of it: the first row that fits counts.
-const CHOICES: &[(Group, Option<Family>, &str)] = &[
-    (Group::FlatVel, None, "flat"),
-    (Group::StyleA, None, "smooth"),
-    (Group::StyleB, None, "sharp"),
-    (Group::TwoVelocities, None, "layered"),
-    (Group::Layered, None, "layered"),
+/// Which recipe a group gets.
+const CHOICES: &[(Group, &str)] = &[
+    (Group::FlatVel, "flat"),
+    (Group::StyleA, "smooth"),
+    (Group::StyleB, "sharp"),
+    (Group::TwoVelocities, "layered"),
+    (Group::Layered, "layered"),
 ];
 
 /// Longest recipe that is read from a file, bytes.
@@ -120,15 +120,14 @@ impl Recipe {
         Self::parse(Self::text(name)?, dt).map_err(|e| Error::Usage(format!("recipe {name}: {e}")))
     }
 
-    /// Name of the recipe for a group, and for a family of it where that is known.
-    pub fn for_group(group: Group, family: Option<Family>) -> &'static str {
-        let fits = |row: &&(Group, Option<Family>, &str)| row.0 == group && row.1.is_none_or(|f| family == Some(f));
-        CHOICES.iter().find(fits).map_or("continuation", |row| row.2)
+    /// Name of the recipe for a group.
+    pub fn for_group(group: Group) -> &'static str {
+        CHOICES.iter().find(|row| row.0 == group).map_or("continuation", |row| row.1)
     }
 
     /// Names of the recipes that some group gets.
     pub fn chosen() -> Vec<&'static str> {
-        let mut names: Vec<&str> = CHOICES.iter().map(|row| row.2).collect();
+        let mut names: Vec<&str> = CHOICES.iter().map(|row| row.1).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -220,12 +219,10 @@ mod tests {
         }
         assert!(Recipe::names().is_sorted());
         for group in Group::ALL {
-            let general = CHOICES.iter().any(|row| row.0 == group && row.1.is_none());
-            assert!(general, "no recipe for {group}");
+            assert!(CHOICES.iter().any(|row| row.0 == group), "no recipe for {group}");
         }
-        assert!(CHOICES.iter().all(|row| Recipe::text(row.2).is_ok()), "{CHOICES:?}");
-        assert_eq!(Recipe::for_group(Group::Layered, Some(Family::CurveFaultB)), "layered");
-        assert_eq!(Recipe::for_group(Group::Layered, Some(Family::CurveVelB)), Recipe::for_group(Group::Layered, None));
+        assert!(CHOICES.iter().all(|row| Recipe::text(row.1).is_ok()), "{CHOICES:?}");
+        assert_eq!(Recipe::for_group(Group::Layered), "layered");
     }
 
     #[test]

@@ -77,17 +77,17 @@ impl Areas {
     }
 
     /// The model of areas that lies nearest to a minimum, in the metric of the quadratic's matrix over steps of the unknowns,
-    /// from a model on, and `vmin`. The minimum itself where it is too far from a map of areas.
+    /// from a model on, and `vmin`. None where the minimum is too far from a map of areas to tell, or the matrix does not determine them.
     pub(super) fn decide(
         &self,
         (from, minimum): (&Model, &Model),
         unknowns: &Patches,
         linear: Linear,
         mut matrix: Symmetric,
-    ) -> Result<Model> {
+    ) -> Option<Model> {
         let patches = patches(&minimum.vp, self.step, self.min_area).joined_by(unknowns, &minimum.vp);
         if patches.len() >= MOST {
-            return Ok(minimum.clone());
+            return None;
         }
         // unknowns of one velocity have one step from a velocity that is the same for all
         let common: Vec<f64> = unknowns.encode(&minimum.vp).iter().map(|v| linear.step(COMMON, *v)).collect();
@@ -100,7 +100,7 @@ impl Areas {
         let mut decisions = Decisions::new(*self, &patches, unknowns, &common, minimum.vmin, &matrix)?;
         decisions.take_all();
         let value = |label: u32| linear.moved(COMMON, decisions.value[decisions.owner(label as usize)]);
-        Ok(Model { vp: patches.labels.mapv(value), vmin: decisions.value[patches.len()] })
+        Some(Model { vp: patches.labels.mapv(value), vmin: decisions.value[patches.len()] })
     }
 }
 
@@ -138,12 +138,10 @@ impl Decisions {
         at: &[f64],
         vmin: f64,
         matrix: &Symmetric,
-    ) -> Result<Self> {
+    ) -> Option<Self> {
         let mut group = vec![0; unknowns.len()];
         unknowns.labels.iter().zip(&patches.labels).for_each(|(&u, &p)| group[u as usize] = p as usize);
-        let factor = reduce(matrix, &group, patches.len()).llt(Side::Lower).map_err(|_| {
-            Error::Numerical("the areas of a step are not determined; give the stage a regulariser".into())
-        })?;
+        let factor = reduce(matrix, &group, patches.len()).llt(Side::Lower).ok()?;
         // the groups' velocities nearest to the unknowns' in the metric of the matrix, as a change of any of each group's
         let mut value = vec![0.0; patches.len()];
         group.iter().zip(at).for_each(|(&g, v)| value[g] = *v);
@@ -154,7 +152,7 @@ impl Decisions {
         let change = factor.solve(Mat::from_fn(right.len(), 1, |i, _| right[i]));
         value.push(vmin);
         value.iter_mut().enumerate().for_each(|(i, v)| *v += change[(i, 0)]);
-        Ok(Self {
+        Some(Self {
             areas,
             labels: patches.labels.clone(),
             area: patches.sizes.iter().map(|&n| n > 1).collect(),
@@ -354,6 +352,19 @@ mod tests {
         let found = free.decide((&from, &minimum), &cells, Linear::Velocity, coupled).unwrap();
         let row: Vec<f64> = (2..5).map(|x| found.vp[[2, x]].round()).collect();
         assert_eq!(row, [3000.0, 3000.0, 2000.0]);
+    }
+
+    #[test]
+    fn a_map_of_too_many_areas_or_of_none_that_the_matrix_determines_is_none_of_areas() {
+        let busy = Array2::from_shape_fn((60, 60), |(z, x)| 2000.0 + 100.0 * ((3 * z + 7 * x) % 11) as f64);
+        let model = Model { vp: busy.clone(), vmin: 1990.0 };
+        let matrix = Symmetric { lower: Mat::identity(3601, 3601) };
+        let cells = Patches::cells(&busy);
+        assert_eq!(AREAS.decide((&model, &model), &cells, Linear::Velocity, matrix), None);
+
+        let model = Model { vp: truth(), vmin: 1990.0 };
+        let nothing = Symmetric { lower: Mat::zeros(49, 49) };
+        assert_eq!(AREAS.decide((&model, &model), &Patches::cells(&truth()), Linear::Velocity, nothing), None);
     }
 
     #[test]

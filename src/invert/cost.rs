@@ -12,7 +12,7 @@ use ndarray::Array2;
 /// What a stage takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StageCost {
-    /// Evaluations at least.
+    /// Evaluations at least, unless the stage ends early.
     pub evaluations: u64,
     /// Evaluations at most, where there is a bound.
     pub most_evaluations: Option<u64>,
@@ -95,21 +95,22 @@ fn most_unknowns(unknowns: Unknowns, regularisers: &[RegulariserSpec], survey: &
     })
 }
 
-/// Most bytes that the Gauss-Newton stages among these take besides the propagator's; 0 without any. `threads` as of
+/// Most bytes that the Gauss-Newton stages among these take besides the propagators', or, where the `deviations` of
+/// [`Inversion::uncertainty`](super::Inversion::uncertainty) are asked for, what those take if that is more: the normal matrix as it is
+/// summed, or the posterior's precision, its factor and the factor's inverse. 0 with neither. `threads` as of
 /// [`Inversion::threads`](super::Inversion::threads).
-pub fn newton_bytes<'a>(stages: impl IntoIterator<Item = &'a Stage>, survey: &Survey, threads: usize) -> Result<u64> {
+pub fn matrix_bytes<'a>(
+    stages: impl IntoIterator<Item = &'a Stage>,
+    deviations: bool,
+    survey: &Survey,
+    threads: usize,
+) -> Result<u64> {
     let stages: Vec<&Stage> = stages.into_iter().filter(|s| s.newton.is_some()).collect();
-    if stages.is_empty() {
+    if stages.is_empty() && !deviations {
         return Ok(0);
     }
     let curvature = Curvature::new(survey, &CurvatureOptions { threads, ..CurvatureOptions::default() })?;
-    stages.iter().try_fold(0, |most, stage| Ok(stage.cost(survey, &curvature)?.bytes.max(most)))
-}
-
-/// Most bytes that [`Inversion::uncertainty`](super::Inversion::uncertainty) takes besides the propagator's: the normal matrix as it is
-/// summed, or the posterior's precision, its factor and the factor's inverse.
-pub fn uncertainty_bytes(survey: &Survey, threads: usize) -> Result<u64> {
-    let curvature = Curvature::new(survey, &CurvatureOptions { threads, ..CurvatureOptions::default() })?;
     let n = survey.nz * survey.nx + 1;
-    Ok(curvature.bytes(n).max(3 * 8 * (n * n) as u64))
+    let least = if deviations { curvature.bytes(n).max(3 * 8 * (n * n) as u64) } else { 0 };
+    stages.iter().try_fold(least, |most, stage| Ok(stage.cost(survey, &curvature)?.bytes.max(most)))
 }

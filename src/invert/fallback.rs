@@ -11,6 +11,7 @@ use super::state::{Finished, State};
 use crate::family::{Recipe, RecipeStart};
 use crate::{Error, Result};
 use ndarray::Array2;
+use std::time::Instant;
 
 /// One recipe with the settings that it makes.
 #[derive(Clone, Debug, PartialEq)]
@@ -129,8 +130,9 @@ fn proceed<'a>(
     while let Some(attempt) = next(attempts, &done)? {
         let begin = if done.is_empty() { RecipeStart::Prior } else { attempt.start };
         let mut inversion = inversion(&attempt.settings)?;
+        let since = Instant::now();
         let outcome = match resumed.take() {
-            Some(state) => inversion.resume(state, observer)?,
+            Some(state) => inversion.resume(state, observer),
             None => {
                 if let Some(c) = first.confidence.as_ref().filter(|_| begin == RecipeStart::Prior) {
                     inversion = inversion.confidence(c.clone())?;
@@ -140,8 +142,12 @@ fn proceed<'a>(
                     RecipeStart::Gradient => Some(Start::Gradient),
                     RecipeStart::Best => attempt.best_start(&done),
                 };
-                inversion.after(done.clone()).run(start.as_ref().unwrap_or(&first.start), observer)?
+                inversion.after(done.clone()).run(start.as_ref().unwrap_or(&first.start), observer)
             }
+        };
+        let outcome = match (outcome, done.last()) {
+            (Err(Error::Numerical(why)), Some(before)) => broke_down(why, &before.outcome, since),
+            (outcome, _) => outcome?,
         };
         limited = ended(&outcome, &attempt.settings);
         let settled = limited || outcome.data_rms <= attempt.accept_rms;
@@ -152,6 +158,14 @@ fn proceed<'a>(
         }
     }
     conclude(done, limited)
+}
+
+/// Of an attempt whose numbers broke down: it counts on, but its map is not one to keep.
+fn broke_down(why: String, before: &Outcome, since: Instant) -> Outcome {
+    let stop = StopReason::BrokeDown { why };
+    let seconds = before.seconds + since.elapsed().as_secs_f64();
+    let (data_rms, misfit) = (f64::INFINITY, f64::INFINITY);
+    Outcome { stop, seconds, data_rms, misfit, mae: None, stages: vec![], ..before.clone() }
 }
 
 /// Whether nothing may follow: a limit of all attempts, the target, or the caller ended this one.

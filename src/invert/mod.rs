@@ -36,7 +36,7 @@ mod variables;
 
 pub use areas::Areas;
 pub use batch::{Task, bytes_per_inversion, invert_many};
-pub use cost::{StageCost, newton_bytes, uncertainty_bytes};
+pub use cost::{StageCost, matrix_bytes};
 pub use fallback::{Attempt, FirstStart, invert_with_fallbacks, resume_with_fallbacks};
 pub use linear::Linear;
 pub use newton::Newton;

@@ -181,6 +181,7 @@ pub(super) struct Problem<'a, 'i> {
     pub(super) misfit: Box<dyn Misfit + 'a>,
     /// What the data pass before they are compared.
     pub(super) filter: Option<FilteredL2>,
+    /// Of the step; none before the first.
     pub(super) regularisers: Vec<Box<dyn Regulariser>>,
     pub(super) space: Space,
     pub(super) index: usize,
@@ -224,7 +225,7 @@ impl<'i> Inversion<'i> {
             if let Some(areas) = &newton.areas {
                 problem.space = Space::of(areas.unknowns(&state.entry.model.vp));
             }
-            if newton.regularisers.iter().any(RegulariserSpec::follows_layers) {
+            if problem.regularisers.is_empty() || newton.regularisers.iter().any(RegulariserSpec::follows_layers) {
                 problem.regularisers = self.regularisers_of_step(stage, newton, state)?;
             }
             let best = state.ledger.best.as_ref().map(|b| b.data_rms);
@@ -246,10 +247,11 @@ impl<'i> Inversion<'i> {
                 (state.step, state.between) = (state.step + 1, 0);
             }
             state.seconds = clock.seconds();
-            observer.checkpoint(state)?;
             if taken.settled {
+                // no checkpoint tells that it has: resumed from the one before, the step settles again
                 return Ok(Halt::Stage(StopReason::Settled));
             }
+            observer.checkpoint(state)?;
         }
     }
 
@@ -327,13 +329,13 @@ impl<'a, 'i> Problem<'a, 'i> {
         let begin = &state.begin.as_ref().unwrap_or(&state.entry).model;
         let terms = Terms::new(&state.start.vp, begin, state.confidence.as_ref());
         let space = terms.space(&newton.unknowns, &newton.regularisers)?;
-        let regularisers = inversion.regularisers_of_step(stage, newton, state)?;
         let data = inversion.data(stage);
         let misfit = inversion.misfit(stage)?;
         let filter = match stage.misfit {
             MisfitSpec::LowPass(corner) => Some(FilteredL2::new(corner, inversion.survey().dt)?),
             _ => None,
         };
+        let regularisers = vec![];
         Ok(Self { inversion, stage, newton, data, misfit, filter, regularisers, space, index: state.stage, clock })
     }
 }

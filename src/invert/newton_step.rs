@@ -73,6 +73,10 @@ impl Problem<'_, '_> {
         let from = self.evaluate(&state.entry.model.clone(), state)?;
         let (misfit, data_rms) = (from.evaluation.value, from.evaluation.data_rms);
         state.entry = Best { model: from.model.clone(), score: data_rms, misfit, data_rms };
+        if let Some(begin) = state.begin.as_mut().filter(|b| b.data_rms.is_nan()) {
+            // the start of an inversion, of which nothing was known yet
+            *begin = state.entry.clone();
+        }
         let before = self.rms(&from);
         // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
         let least = self.newton.over_rms * before;
@@ -132,7 +136,7 @@ impl Problem<'_, '_> {
         Ok(Ok(None))
     }
 
-    /// The map of areas near a model that a step from another led to, unless it is far too costly.
+    /// The map of areas near a model that a step from another led to, if there is one that is not far too costly.
     fn guess(
         &self,
         areas: &Areas,
@@ -142,8 +146,9 @@ impl Problem<'_, '_> {
     ) -> Result<Option<At>> {
         let begin = Instant::now();
         let unknowns = self.space.patches().expect("areas have cells for unknowns");
-        let guess = areas.decide((&from.model, &near.model), &unknowns, self.newton.linear, curvature)?;
+        let decided = areas.decide((&from.model, &near.model), &unknowns, self.newton.linear, curvature);
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
+        let Some(guess) = decided else { return Ok(None) };
         let guess = self.evaluate(&self.bounded(&guess), state)?;
         // its misfit tells little as long as a few cells are on the wrong side: the next step shows which
         Ok(Some(guess).filter(|guess| self.rms(guess) < GUESS_MAY_COST * self.rms(near)))

@@ -75,6 +75,11 @@ pub enum StopReason {
         /// What the line search said.
         why: String,
     },
+    /// The numbers of a fall-back broke down; the maps of the attempts before it stand.
+    BrokeDown {
+        /// What happened.
+        why: String,
+    },
 }
 
 impl StopReason {
@@ -105,6 +110,7 @@ impl fmt::Display for StopReason {
             Self::TimeLimit { seconds } => write!(f, "the time limit of {seconds} s is reached"),
             Self::Cancelled => write!(f, "stopped on request"),
             Self::LineSearch { why } => write!(f, "the line search failed: {why}"),
+            Self::BrokeDown { why } => write!(f, "the numbers broke down: {why}"),
         }
     }
 }

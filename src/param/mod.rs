@@ -3,7 +3,7 @@
 mod patches;
 
 pub(crate) use patches::reduce;
-pub use patches::{Patches, interiors, patches, round_values};
+pub use patches::{Patches, interiors, patches};
 
 #[cfg(test)]
 mod tests;

@@ -170,9 +170,3 @@ pub(crate) fn reduce(a: &Symmetric, label: &[usize], groups: usize) -> Mat<f64> 
     }
     b
 }
-
-/// A map with every patch at the multiple of `spacing` (m/s) that is nearest to its mean.
-pub fn round_values(map: &Array2<f64>, patches: &Patches, spacing: f64) -> Array2<f64> {
-    let values: Vec<f64> = patches.encode(map).iter().map(|v| (v / spacing).round() * spacing).collect();
-    patches.decode(&Array2::zeros(map.dim()), &values)
-}

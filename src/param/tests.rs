@@ -94,13 +94,3 @@ fn rows_are_patches() {
     assert_eq!(p.sizes, [4; 4]);
     assert_eq!(p.means[0], 1751.0);
 }
-
-#[test]
-fn patches_round_to_multiples() {
-    let p = patches(&map(), 5.0, 1);
-    let rounded = round_values(&map(), &p, 1.0);
-    assert_eq!(rounded[[0, 3]], 2003.0);
-    assert_eq!(rounded[[2, 1]], 3000.0);
-    assert_eq!(rounded[[3, 3]], 4000.0);
-    assert_eq!(round_values(&map(), &p, 700.0)[[0, 0]], 1400.0);
-}

@@ -249,6 +249,14 @@ fn specs_survive_toml() {
     let tv = TotalVariation { scale: 90.0, epsilon: 5.0, down: 1.0, across: 0.0, dips: vec![] };
     let built = parse(texts[0]).unwrap().build(SHAPE, None, None).unwrap();
     assert_eq!(built.value(&model(6)), tv.value(&model(6)));
+
+    // the layers of a map that bends lie along themselves
+    let bent = Array2::from_shape_fn(SHAPE, |(z, x)| if z < 2 + x % 3 { 2000.0 } else { 3000.0 });
+    let value = |text: &str| {
+        parse(text).unwrap().build(SHAPE, Some(&bent), None).unwrap().value(&Model::from_map(bent.clone()))
+    };
+    let (along, level) = (value(texts[1]), value("kind = \"tv\"\nscale = 90\nepsilon = 5.0"));
+    assert!(along < 0.8 * level, "{along} {level}");
 }
 
 #[test]

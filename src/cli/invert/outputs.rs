@@ -135,7 +135,11 @@ pub(super) fn conclude(args: &Args, way: &Way, outcome: &Outcome, dir: &RunDir, 
     args.say(&format!("wrote {}", dir.file(VELOCITY).display()));
     match outcome.stop {
         StopReason::Cancelled => Err(signals.interruption(args.output.as_deref().unwrap_or(Path::new(".")))),
-        StopReason::MaxEvals { .. } | StopReason::TimeLimit { .. } => Ok(ExitCode::SUCCESS),
+        StopReason::TimeLimit { .. } => Ok(ExitCode::SUCCESS),
+        // a stage's own limit is an end like others
+        StopReason::MaxEvals { .. } if args.until.max_evals.is_some_and(|n| outcome.evaluations >= n) => {
+            Ok(ExitCode::SUCCESS)
+        }
         _ => dir.finish().map(|()| ExitCode::SUCCESS),
     }
 }
