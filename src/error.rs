@@ -52,14 +52,19 @@ pub enum Error {
         problem: String,
     },
 
-    /// A signal asked the work to stop; what was reached is saved.
-    #[error("interrupted by signal {signal}; the state is saved in {}", saved.display())]
+    /// A signal asked the work to stop; what was reached is saved where that can be gone on from.
+    #[error("interrupted by signal {signal}; {}", kept(saved.as_deref()))]
     Interrupted {
         /// The signal's number (2 SIGINT, 15 SIGTERM).
         signal: i32,
-        /// Where the resumable state lies.
-        saved: PathBuf,
+        /// Where the resumable state lies, if there is one.
+        saved: Option<PathBuf>,
     },
+}
+
+/// What is left of interrupted work.
+fn kept(saved: Option<&Path>) -> String {
+    saved.map_or("nothing was written".into(), |p| format!("the state is saved in {}", p.display()))
 }
 
 /// What to do about a refusal of the system, where that is not plain from its words.

@@ -393,3 +393,36 @@ fn signals_save_and_resume_continues() {
         }
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_stack_leaves_nothing_behind() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    let bench = Bench::new();
+    let maps = ndarray::Array3::from_shape_fn((1500, 70, 70), |(n, z, _)| 1800.0f32 + 0.1 * n as f32 + 25.0 * z as f32);
+    write_array(bench.path("maps.npy"), maps.view()).unwrap();
+    let hidden = || {
+        let names = fs::read_dir(bench.path("")).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with('.')).collect::<Vec<_>>()
+    };
+    let mut child = Command::new(cli_common::fwi())
+        .current_dir(bench.path(""))
+        .args(["forward", "maps.npy", "-o", "gathers.npy"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while hidden().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no file in a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut message = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();
+    assert!(message.contains("fwi: interrupted by signal 2; nothing was written"), "{message}");
+    assert!(hidden().is_empty() && !bench.path("gathers.npy").exists(), "{:?}", hidden());
+}

@@ -244,7 +244,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     tally.finish();
     ended?;
     if tally.done() < plan.jobs.len() {
-        return Err(signals.interruption(&args.output));
+        return Err(signals.interruption(Some(&args.output)));
     }
     conclude(&args, &plan, &engines, &dir, &tally)
 }

@@ -305,7 +305,7 @@ impl Bench<'_> {
         let make = |settings: &Settings| self.inversion(&observed, truth, settings);
         let outcome = invert_with_fallbacks(&attempts, &first, &make, &mut watch)?;
         if outcome.stop == StopReason::Cancelled {
-            return Err(self.signals.interruption(self.args.json.as_deref().unwrap_or(Path::new("no file"))));
+            return Err(self.signals.interruption(self.args.json.as_deref()));
         }
         let kept = kept(&attempts, &outcome);
         let (maps, name) = (set.origin.clone(), kept.recipe.clone());

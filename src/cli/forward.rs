@@ -1,6 +1,7 @@
 //! `fwi forward`: gathers of a stack of velocity maps, read, modelled and written side by side.
 
 use super::engine::Engine;
+use super::method::Signals;
 use super::note;
 use super::options::{parse_positive, same_file, usable};
 use super::stream::{Flow, lock, stream};
@@ -10,7 +11,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Model gathers.
@@ -49,6 +49,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         1 => ArrayWriter::create(&args.output, &[nt, nr], dtype, Some(ns))?,
         _ => ArrayWriter::create(&args.output, &[ns, nt, nr], dtype, Some(n))?,
     };
+    let signals = Signals::install()?;
     note(format_args!("engine: {}", propagator.describe()));
     let bar = ProgressBar::new(n as u64).with_style(
         ProgressStyle::with_template("{bar:24} {pos}/{len} gathers, {per_sec}, {eta} left").expect("a valid template"),
@@ -79,8 +80,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Ok(())
     };
-    let never = AtomicBool::new(false);
-    stream(n, flow, &never, read, |models: Vec<Model>| propagator.forward(&models), encode, write)?;
+    let done = stream(n, flow, &signals.stop, read, |models: Vec<Model>| propagator.forward(&models), encode, write)?;
+    if done < n {
+        return Err(signals.interruption(None));
+    }
     writer.finish()?;
     bar.finish_and_clear();
     note(format_args!("wrote {}", args.output.display()));

@@ -104,8 +104,9 @@ impl Signals {
         Ok(signals)
     }
 
-    /// The error that stands for the signal that came; what was reached lies in `saved`.
-    pub fn interruption(&self, saved: &Path) -> Error {
-        Error::Interrupted { signal: self.number.load(Ordering::SeqCst) as i32, saved: saved.to_path_buf() }
+    /// The error that stands for the signal that came; what was reached lies in `saved`, if anywhere.
+    pub fn interruption(&self, saved: Option<&Path>) -> Error {
+        let signal = self.number.load(Ordering::SeqCst) as i32;
+        Error::Interrupted { signal, saved: saved.map(Path::to_path_buf) }
     }
 }

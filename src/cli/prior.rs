@@ -1,6 +1,7 @@
 //! `fwi prior`: the priors there are, what is in one, and their predictions.
 
 use super::gather_list::{self, Job};
+use super::method::Signals;
 use super::options::{parse_size, parse_threads, same_file};
 use super::prior_options::{
     PriorOptions, RuntimeOptions, StartFrom, expected_error, families, memory_limit, side_by_side,
@@ -13,6 +14,7 @@ use fwi::{Error, Family, Prior, Result, Survey, plot};
 use ndarray::{Array2, Axis};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Priors: networks that predict a map from a gather.
@@ -165,9 +167,13 @@ fn predict(args: &Predict) -> Result<ExitCode> {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
+    let signals = Signals::install()?;
     let mut sink = Sink::create(args, jobs.len(), &survey)?;
     let mut seconds = 0.0;
     for block in jobs.chunks(threads) {
+        if signals.stop.load(Ordering::Relaxed) {
+            return Err(signals.interruption(None));
+        }
         let since = Instant::now();
         let predicted = predict_block(&*opened.prior, block, &survey);
         seconds += since.elapsed().as_secs_f64();

@@ -137,7 +137,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     note(format_args!("{} samples to make{there}; memory: about {memory} MB besides wave fields", missing.len()));
     let done = make(&store, &missing, dispatch.as_ref(), flow, &signals)?;
     if (done as u64) < missing.len() {
-        return Err(signals.interruption(&args.output));
+        return Err(signals.interruption(Some(&args.output)));
     }
     note(format_args!("wrote {}", args.output.display()));
     Ok(ExitCode::SUCCESS)

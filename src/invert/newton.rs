@@ -18,7 +18,7 @@ use super::newton_space::{Space, Unknowns};
 use super::objective::{Clock, EvaluationLimits, Halt};
 use super::outcome::{Observer, StopReason};
 use super::run::Inversion;
-use super::stage::{Stage, Vmin};
+use super::stage::{Kind, Stage, Vmin};
 use super::state::{Best, State};
 use super::terms::Terms;
 use crate::misfit::{FilteredL2, Misfit, MisfitSpec};
@@ -104,8 +104,8 @@ const PATIENCE: usize = 8;
 const PATIENCE_WHERE_WRONG: usize = 3;
 /// Flat patches may raise the data rms by this factor at least: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
-/// The same for areas, which a few cells on the wrong side hardly make worse maps.
-const AREAS_MAY_COST: f64 = 3.0;
+/// The same for areas that have settled, which a few cells on the wrong side hardly make worse maps.
+const SETTLED_MAY_COST: f64 = 3.0;
 
 impl Newton {
     /// Whether the map is taken to be flat within areas.
@@ -115,12 +115,12 @@ impl Newton {
 
     /// The largest data rms with which its map, flat within areas, stands against the one of `rms` that it began with; none where it
     /// is not flat. Patches may cost a nat for every cell under the noise assumed, since most are unknowns no more (Akaike's criterion).
-    fn flat_may_cost(&self, rms: f64, cells: usize, samples: usize) -> Option<f64> {
+    fn flat_may_cost(&self, rms: f64, settled: bool, cells: usize, samples: usize) -> Option<f64> {
         if !self.is_flat() {
             return None;
         }
         if self.areas.is_some() {
-            return Some(AREAS_MAY_COST * rms);
+            return Some(if settled { SETTLED_MAY_COST } else { FLAT_MAY_COST } * rms);
         }
         let nats = self.noise.last().map_or(0.0, |s| s * (2.0 * cells as f64 / samples.max(1) as f64).sqrt());
         Some((FLAT_MAY_COST * rms).max(rms.hypot(nats)))
@@ -278,24 +278,28 @@ impl<'i> Inversion<'i> {
         }
         let of_areas = stage.newton.as_ref().is_some_and(|n| n.areas.is_some());
         let why = || match of_areas {
-            true => "no map of areas lies near where two steps running lead".into(),
+            true => "no map of areas lies near where the last steps lead".into(),
             false => "no share of two steps running lowers the objective".into(),
         };
-        if state.failed == 2 {
+        // a map that looks interpolated is hardly one of areas: one step tells
+        let hardly = |begin: &Best| state.ledger.best.is_none() && Kind::of(&begin.model.vp) == Kind::Interpolated;
+        let tries = if of_areas && state.begin.as_ref().is_some_and(hardly) { 1 } else { 2 };
+        if state.failed >= tries {
             return Some(Halt::Stage(StopReason::LineSearch { why: why() }));
         }
         let wrong = match (&state.ledger.best, &state.begin) {
-            (Some(best), Some(begin)) => self.guessed_wrongly(stage, best, begin),
+            (Some(best), Some(begin)) => self.guessed_wrongly(stage, best, begin, false),
             _ => false,
         };
         let patience = if wrong { PATIENCE_WHERE_WRONG } else { PATIENCE };
         (state.stale >= patience).then_some(Halt::Stage(StopReason::Wandering { steps: state.stale }))
     }
 
-    /// Whether a stage took a map to be flat where the data say that it is not: what it began with fits them better.
-    pub(super) fn guessed_wrongly(&self, stage: &Stage, now: &Best, begin: &Best) -> bool {
+    /// Whether a stage took a map to be flat where the data say that it is not: what it began with fits them better. Its areas may
+    /// have settled.
+    pub(super) fn guessed_wrongly(&self, stage: &Stage, now: &Best, begin: &Best, settled: bool) -> bool {
         let (cells, samples) = (begin.model.vp.len(), self.samples());
-        let may_cost = stage.newton.as_ref().and_then(|n| n.flat_may_cost(begin.data_rms, cells, samples));
+        let may_cost = stage.newton.as_ref().and_then(|n| n.flat_may_cost(begin.data_rms, settled, cells, samples));
         stage.until.is_none() && may_cost.is_some_and(|rms| now.data_rms > rms)
     }
 
@@ -349,7 +353,7 @@ mod tests {
         let recipe = Recipe::named("layered", 1e-3).unwrap();
         let cost = |name: &str, rms: f64| {
             let stage = recipe.stages.iter().find(|s| s.name == name).unwrap();
-            stage.newton.as_ref().unwrap().flat_may_cost(rms, 4900, 350_000)
+            stage.newton.as_ref().unwrap().flat_may_cost(rms, name == "areas", 4900, 350_000)
         };
         assert_eq!(cost("sharp", 1e-5), None);
         assert_eq!(cost("areas", 1e-5), Some(3.0 * 1e-5));

@@ -1,5 +1,6 @@
 //! The driver: stages one after the other.
 
+use super::newton::Newton;
 use super::objective::{Clock, Halt, mean_absolute_error};
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::settings::Settings;
@@ -272,12 +273,15 @@ impl<'a> Inversion<'a> {
             };
             // steps that should end in areas and never did are none
             let given_up = stage.newton.as_ref().and_then(|n| n.areas.and(state.begin.clone()));
-            let mut best = state.ledger.best.take().or(given_up).unwrap_or_else(|| state.entry.clone());
+            let found = state.ledger.best.take();
+            let found_none = found.is_none() && given_up.is_some();
+            let mut best = found.or(given_up).unwrap_or_else(|| state.entry.clone());
             let mut rounded = match &stage.round {
                 Some(round) if Self::may_round(&halt) => Some(self.round(&mut state, &mut best, stage, round)?),
                 _ => None,
             };
-            let undone = state.begin.take().filter(|begin| self.guessed_wrongly(stage, &best, begin));
+            let settled = matches!(halt, Halt::Stage(StopReason::Settled));
+            let undone = state.begin.take().filter(|begin| self.guessed_wrongly(stage, &best, begin, settled));
             let went_back = undone.is_some();
             if let Some(begin) = undone {
                 best = begin;
@@ -285,7 +289,7 @@ impl<'a> Inversion<'a> {
             }
             let (stop, all) = match halt {
                 Halt::All(stop) => (stop, true),
-                Halt::Stage(_) if went_back => (StopReason::Undone, false),
+                Halt::Stage(_) if went_back || found_none => (StopReason::Undone, false),
                 Halt::Stage(stop) => {
                     match stage.abandon_above.filter(|limit| best.data_rms > *limit && !stop.left_out()) {
                         Some(limit) => (StopReason::Abandoned { rms: best.data_rms, limit }, true),
@@ -337,8 +341,20 @@ impl<'a> Inversion<'a> {
         if stage.skip_below.is_some_and(|limit| rms <= limit) {
             return Ok(Some(StopReason::Skipped { rms }));
         }
-        let kind = Kind::of(&state.entry.model.vp);
+        let kind = match Kind::of(&state.entry.model.vp) {
+            Kind::Patches if self.found_no_areas(state) => Kind::Interpolated,
+            kind => kind,
+        };
         Ok(stage.only.filter(|only| !only.includes(kind)).map(|_| StopReason::OtherKind { kind }))
+    }
+
+    /// Whether a stage looked for areas in a map that fits the data, and these told that there are none: what lies between them
+    /// is not flat.
+    fn found_no_areas(&self, state: &State) -> bool {
+        let fits =
+            |n: &Newton| n.areas.is_some() && n.noise.first().is_some_and(|noise| state.entry.data_rms <= *noise);
+        let mut stages = self.settings.stages.iter().zip(&state.stages);
+        stages.any(|(stage, told)| stage.newton.as_ref().is_some_and(fits) && told.stop == StopReason::Undone)
     }
 
     fn outcome(&self, state: State, best: Best, stop: StopReason, clock: Clock) -> Outcome {

@@ -28,7 +28,8 @@ pub enum Vmin {
 pub enum Kind {
     /// Areas of one velocity, or of one that changes slowly: layers.
     Patches,
-    /// Areas of one velocity with cells between them that belong to none: the contacts of FlatFault_A and CurveFault_A.
+    /// Areas of one velocity with cells between them that belong to none: the contacts of FlatFault_A and CurveFault_A. Patches count
+    /// as such once a stage of areas has found none.
     Interpolated,
     /// Changes from cell to cell nearly everywhere: Style maps, smooth or sharp.
     Texture,

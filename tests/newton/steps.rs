@@ -115,6 +115,12 @@ like = "edges"
 name = "areas"
 newton.noise = [0.01, 0.02, 0.05, 0.15, 0.5, 1.5]
 newton.areas = { step = 10, min_area = 6, own = 20, edge = 0 }
+
+[[stage]]
+like = "edges"
+name = "contacts"
+only = "interpolated"
+newton.noise = [1e-3]
 "#;
     let attempt = steps_then("linear = \"squared-slowness\"\nnoise = [1e-4]", areas);
     let start = bench.truth.clone();
@@ -124,6 +130,8 @@ newton.areas = { step = 10, min_area = 6, own = 20, edge = 0 }
     println!("{} after {} steps, rms {:.1e}", stage.stop, stage.iterations, stage.data_rms);
     assert!(matches!(stage.stop, StopReason::Undone), "{}", stage.stop);
     assert!(stage.iterations < 6, "{}", stage.iterations);
+    // and what is no map of areas has contacts
+    assert_eq!(found.stages[2].normal_matrices, 1, "{}", found.stages[2].stop);
 }
 
 #[test]

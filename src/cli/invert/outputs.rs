@@ -12,7 +12,6 @@ use fwi::invert::{Inversion, Outcome, StopReason, Uncertainty};
 use fwi::io::{write_array, write_atomic};
 use fwi::{Result, family, plot};
 use serde_json::json;
-use std::path::Path;
 use std::process::ExitCode;
 
 /// The family that the prior and the gather tell, or, without a prior, the gather alone.
@@ -134,7 +133,7 @@ pub(super) fn conclude(args: &Args, way: &Way, outcome: &Outcome, dir: &RunDir, 
     ));
     args.say(&format!("wrote {}", dir.file(VELOCITY).display()));
     match outcome.stop {
-        StopReason::Cancelled => Err(signals.interruption(args.output.as_deref().unwrap_or(Path::new(".")))),
+        StopReason::Cancelled => Err(signals.interruption(args.output.as_deref())),
         StopReason::TimeLimit { .. } => Ok(ExitCode::SUCCESS),
         // a stage's own limit is an end like others
         StopReason::MaxEvals { .. } if args.until.max_evals.is_some_and(|n| outcome.evaluations >= n) => {
