@@ -5,7 +5,9 @@ use super::note;
 use super::options::available_memory;
 use clap::{Args, ValueEnum};
 use fwi::prior::registry::{self, Found};
-use fwi::prior::{Augment, Combine, Combined, Flipped, Info, Network, Prediction, Runtime, RuntimeChoice, Source};
+use fwi::prior::{
+    Augment, Combine, Combined, Flipped, Info, Network, Prediction, Replayed, Runtime, RuntimeChoice, Source,
+};
 #[cfg(unix)]
 use fwi::prior::{Isolated, WorkerLimits};
 use fwi::{Error, Family, Prior, Result, Survey};
@@ -19,7 +21,8 @@ pub struct PriorOptions {
     /// How the maps of several priors become one
     #[arg(long, value_enum, default_value = "mean")]
     pub combine: CombineArg,
-    /// Test-time augmentation: flip averages with the mirrored gather's map [default: what the prior's manifest says]
+    /// Test-time augmentation: flip averages with the mirrored gather's map, replay models the map and shows the network what it
+    /// misses, three times [default: what the prior's manifest says]
     #[arg(long, value_enum)]
     pub tta: Option<TtaArg>,
     #[command(flatten)]
@@ -52,6 +55,8 @@ pub enum TtaArg {
     Off,
     /// Averaged with the mirrored gather's
     Flip,
+    /// Shown what its maps miss
+    Replay,
 }
 
 fn parse_runtime(text: &str) -> std::result::Result<RuntimeChoice, String> {
@@ -185,8 +190,16 @@ impl PriorOptions {
                 #[cfg(unix)]
                 Ready::Apart(worker) => Box::new(worker),
             };
-            let flip = self.tta.map_or(augment == Augment::Flip, |t| t == TtaArg::Flip);
-            priors.push(if flip { Box::new(Flipped::new(prior, &Survey::openfwi(), threads)?) } else { prior });
+            let augment = self.tta.map_or(augment, |t| match t {
+                TtaArg::Off => Augment::Off,
+                TtaArg::Flip => Augment::Flip,
+                TtaArg::Replay => Augment::Replay,
+            });
+            priors.push(match augment {
+                Augment::Off => prior,
+                Augment::Flip => Box::new(Flipped::new(prior, &Survey::openfwi(), threads)?),
+                Augment::Replay => Box::new(Replayed::new(prior, &Survey::openfwi(), threads)?),
+            });
         }
         let how = if self.combine == CombineArg::Mean { Combine::Mean } else { Combine::Median };
         let prior = if priors.len() == 1 { priors.remove(0) } else { Box::new(Combined::new(priors, how)?) };

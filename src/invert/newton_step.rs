@@ -87,6 +87,9 @@ impl Problem<'_, '_> {
             return Err(Error::Numerical(problem));
         }
         let h = self.normal_matrix(&from.model, noise, state)?;
+        if let Some(halt) = limits.halt(&state.ledger, &self.clock) {
+            return Ok(Err(halt));
+        }
         let begin = Instant::now();
         let Solution { x, factor, prior: mut curvature } = self.solve(&from, &h, noise)?;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();

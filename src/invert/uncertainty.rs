@@ -8,9 +8,9 @@
 
 use super::newton::VMIN_STEP;
 use super::newton_space::Space;
-use super::outcome::{Outcome, StopReason};
+use super::outcome::{Outcome, StageSummary, StopReason};
 use super::run::Inversion;
-use super::stage::Vmin;
+use super::stage::{Stage, Vmin};
 use super::terms::Terms;
 use crate::curvature::{Counted, Symmetric};
 use crate::reg::{Mean, MeanMap, Regulariser, RegulariserSpec};
@@ -51,6 +51,27 @@ fn assumed(confidence: bool) -> RegulariserSpec {
     }
 }
 
+/// What a stage that was gone through assumed.
+struct Assumed<'s> {
+    regularisers: &'s [RegulariserSpec],
+    /// Of its last step.
+    noise: f64,
+    calibration: f64,
+}
+
+impl<'s> Assumed<'s> {
+    fn of(stage: &'s Stage, summary: &StageSummary) -> Option<Self> {
+        match (&stage.newton, &stage.lbfgs) {
+            (Some(n), _) => {
+                let last = (summary.iterations as usize).clamp(1, n.noise.len()) - 1;
+                Some(Self { regularisers: &n.regularisers, noise: n.noise[last], calibration: n.calibration })
+            }
+            (None, Some(q)) => Some(Self { regularisers: &q.regularisers, noise: q.noise, calibration: 1.0 }),
+            (None, None) => None,
+        }
+    }
+}
+
 impl Uncertainty {
     /// Mean absolute error over the cells that these standard deviations expect, m/s.
     pub fn expected_mae(&self) -> f64 {
@@ -71,16 +92,18 @@ impl Inversion<'_> {
         let stages = &self.settings().stages;
         let changed_map = |stop: &StopReason| !stop.left_out() && *stop != StopReason::Undone;
         let through = stages.iter().zip(&outcome.stages).rev().filter(|(_, summary)| changed_map(&summary.stop));
-        let of_a_stage = through.filter_map(|(s, _)| s.newton.as_ref()).find(|newton| !newton.regularisers.is_empty());
+        let of_a_stage =
+            through.filter_map(|(s, summary)| Assumed::of(s, summary)).find(|a| !a.regularisers.is_empty());
         // an estimate under more noise than the data have is as uncertain as that noise makes it
-        let assumed_last = of_a_stage.and_then(|newton| newton.noise.last()).copied().unwrap_or(0.0);
+        let assumed_last = of_a_stage.as_ref().map_or(0.0, |a| a.noise);
         let noise = noise.unwrap_or(outcome.data_rms.max(assumed_last).max(LEAST_NOISE));
         if !(1e-9..1e6).contains(&noise) {
             return Err(Error::Usage(format!("an uncertainty needs a noise between 1e-9 and 1e6, not {noise}")));
         }
         let (model, confidence) = (&outcome.model, outcome.confidence.as_ref());
         let shape = model.vp.dim();
-        let specs = of_a_stage.map_or_else(|| vec![assumed(confidence.is_some())], |n| n.regularisers.clone());
+        let calibration = of_a_stage.as_ref().map_or(1.0, |a| a.calibration);
+        let specs = of_a_stage.map_or_else(|| vec![assumed(confidence.is_some())], |a| a.regularisers.to_vec());
         // the map that a process is about does not enter its curvature; layers are followed as the result shows them
         let terms = Terms::new(&outcome.start.vp, &outcome.start, confidence).here(model);
         let mut regularisers = terms.regularisers(&specs)?;
@@ -91,7 +114,6 @@ impl Inversion<'_> {
             space.normal_matrix(self.curvature()?, self.engine(last), model, &Counted::all(&self.data(last).mask))?;
         let deviations = posterior(h, noise, &regularisers, model)?;
         let (cells, vmin) = deviations.split_at(deviations.len() - 1);
-        let calibration = of_a_stage.map_or(1.0, |newton| newton.calibration);
         let deviations = Array2::from_shape_vec(shape, cells.to_vec()).expect("one number a cell") * calibration;
         Ok(Uncertainty { deviations, vmin: vmin[0], noise, regularisers: specs, calibration })
     }
@@ -170,6 +192,36 @@ mod tests {
         let covariance = Covariance { sigma: 120.0, length: 2.0, white: 25.0, mean_sigma: 100.0, slope_sigma: 0.0 };
         let process = GaussianProcess::new(covariance, vp, None).unwrap();
         Linear { model, h, regularisers: vec![Box::new(process)] }
+    }
+
+    #[test]
+    fn what_counts_is_the_noise_of_the_last_step_that_was_taken() {
+        let newton = "name = \"n\"\n[newton]\nnoise = [0.3, 0.1, 0.02]\ncalibration = 0.8\n\
+                      regularisers = [{ kind = \"tikhonov\", scale = 9, order = 1 }]";
+        let quasi =
+            "name = \"q\"\n[lbfgs]\nnoise = 0.05\nregularisers = [{ kind = \"tikhonov\", scale = 9, order = 1 }]";
+        let told = |text: &str, iterations: u64| {
+            let stage: Stage = toml::from_str(text).unwrap();
+            let summary = StageSummary {
+                name: stage.name.clone(),
+                misfit: "l2".into(),
+                iterations,
+                evaluations: 0,
+                first_misfit: 1.0,
+                last_misfit: 1.0,
+                data_rms: 1.0,
+                restarts: 0,
+                normal_matrices: 0,
+                rounded: None,
+                stop: StopReason::TimeLimit { seconds: 1.0 },
+            };
+            Assumed::of(&stage, &summary).map(|a| (a.noise, a.calibration, a.regularisers.len()))
+        };
+        assert_eq!(told(newton, 3), Some((0.02, 0.8, 1)));
+        assert_eq!(told(newton, 1), Some((0.3, 0.8, 1)));
+        assert_eq!(told(newton, 0), Some((0.3, 0.8, 1)));
+        assert_eq!(told(quasi, 40), Some((0.05, 1.0, 1)));
+        assert_eq!(told("name = \"plain\"", 40), None);
     }
 
     #[test]

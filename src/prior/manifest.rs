@@ -8,7 +8,7 @@
 //! training = "what it was trained on"
 //! sha256 = "hash of the model file, in hex"
 //! model = "model.onnx"          # beside the manifest; this name if left out
-//! augment = "flip"              # test-time augmentation by default: "flip", or "off" if left out
+//! augment = "flip"              # test-time augmentation by default: "flip", "replay", or "off" if left out
 //!
 //! [input]                       # may be left out: all 1000 samples as they are
 //! name = "gather"               # the only input if left out
@@ -96,6 +96,8 @@ pub enum Augment {
     Off,
     /// The mean of the gather's prediction and the mirrored gather's, mirrored back; see [`Flipped`](super::Flipped).
     Flip,
+    /// The mean of what the gather, and it with what the maps miss taken off, lead to; see [`Replayed`](super::Replayed).
+    Replay,
 }
 
 /// How a network is fed.

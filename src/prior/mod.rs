@@ -2,7 +2,8 @@
 //!
 //! A [`Prior`] takes observed gathers and gives a [`Prediction`] each. [`Network`] runs an ONNX file in this process,
 //! [`Isolated`] in a child process with a memory and a time limit, which is where files of strangers belong; [`Flipped`]
-//! averages a prior with its own view of the mirrored gather, [`Combined`] takes the mean or median of several.
+//! averages a prior with its own view of the mirrored gather, [`Replayed`] shows it what its maps miss, [`Combined`] takes the
+//! mean or median of several.
 //! [`registry`] finds priors by name: those in the binary and those in the user's folders.
 //!
 //! A [`Manifest`] beside the file tells how to feed a network and how to read it; without one the common layouts are
@@ -17,6 +18,7 @@ pub mod layout;
 pub mod manifest;
 mod network;
 pub mod registry;
+mod replay;
 pub mod runtime;
 #[cfg(unix)]
 pub mod worker;
@@ -25,6 +27,7 @@ pub use augment::Flipped;
 pub use combine::{Combine, Combined};
 pub use manifest::{Augment, Mae, MaeMaps, Manifest};
 pub use network::{Info, Network, Source};
+pub use replay::Replayed;
 pub use runtime::{Runtime, RuntimeChoice};
 #[cfg(unix)]
 pub use worker::{Isolated, WorkerLimits};
