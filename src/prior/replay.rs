@@ -18,7 +18,8 @@ const SHARE: f64 = 0.25;
 const POWER: i32 = 4;
 
 /// The mean of what a prior predicts for a gather and for it with what its maps miss taken off, those counting most whose data
-/// come nearest; likewise of the expected errors. Families are those of the gather itself.
+/// come nearest. Expected errors and families are those of the gather itself: of gathers with something taken off the network
+/// is less sure, though its maps are nearer.
 ///
 /// Ends sooner where a prediction is no map that can be modelled.
 pub struct Replayed {
@@ -45,42 +46,39 @@ impl Replayed {
 
     fn replay(&self, observed: &Observed, first: Prediction) -> Result<Prediction> {
         let mut shown = observed.gather.data.clone();
-        let (families, mut next) = (first.families.clone(), Some(first));
-        let mut all: Vec<(Prediction, f64)> = vec![];
-        while let Some(prediction) = next.take() {
-            let Some(modelled) = self.model(&prediction.velocity)? else {
+        let (error, families) = (first.error.clone(), first.families.clone());
+        let mut next = Some(first.velocity);
+        let mut all: Vec<(Array2<f32>, f64)> = vec![];
+        while let Some(map) = next.take() {
+            let Some(modelled) = self.model(&map)? else {
                 // the first one stands for itself
                 if all.is_empty() {
-                    return Ok(prediction);
+                    all.push((map, 1.0));
                 }
                 break;
             };
-            all.push((prediction, observed.rms(&modelled)));
+            all.push((map, observed.rms(&modelled)));
             if all.len() <= PASSES {
                 let missed = &modelled.data - &observed.gather.data;
                 shown.scaled_add(-SHARE, &missed);
                 // samples that the record lacks stay lacking
                 shown.slice_mut(ndarray::s![.., observed.mask.nt.., ..]).fill(0.0);
                 let gather = Observed { gather: Gather::new(shown.clone()).into(), ..observed.clone() };
-                next = Some(predict_one(&*self.prior, &gather)?);
+                next = Some(predict_one(&*self.prior, &gather)?.velocity);
             }
         }
-        Ok(mean(&all, families))
+        Ok(Prediction { velocity: mean(&all), error, families })
     }
 }
 
-/// The weighted mean of maps, and of the errors where all have them.
-fn mean(all: &[(Prediction, f64)], families: Option<Vec<(crate::Family, f64)>>) -> Prediction {
+/// The weighted mean of maps with their data rms.
+fn mean(all: &[(Array2<f32>, f64)]) -> Array2<f32> {
     let least = all.iter().map(|(_, rms)| *rms).fold(f64::INFINITY, f64::min).max(f64::MIN_POSITIVE);
     let weights: Vec<f64> = all.iter().map(|(_, rms)| (least / rms.max(least)).powi(POWER)).collect();
     let sum: f64 = weights.iter().sum();
-    let of = |maps: Vec<&Array2<f32>>| {
-        let mut mean = Array2::<f64>::zeros(maps[0].dim());
-        maps.iter().zip(&weights).for_each(|(m, w)| mean.zip_mut_with(m, |a, &v| *a += w / sum * f64::from(v)));
-        mean.mapv(|v| v as f32)
-    };
-    let errors: Option<Vec<&Array2<f32>>> = all.iter().map(|(p, _)| p.error.as_ref()).collect();
-    Prediction { velocity: of(all.iter().map(|(p, _)| &p.velocity).collect()), error: errors.map(of), families }
+    let mut mean = Array2::<f64>::zeros(all[0].0.dim());
+    all.iter().zip(&weights).for_each(|((map, _), w)| mean.zip_mut_with(map, |a, &v| *a += w / sum * f64::from(v)));
+    mean.mapv(|v| v as f32)
 }
 
 impl Prior for Replayed {
