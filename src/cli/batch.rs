@@ -220,7 +220,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let ids = plan.jobs.iter().map(|job| &job.id[..]).collect();
     let earlier = dir.earlier(&ids)?;
-    let done: HashMap<&str, &Line> = earlier.iter().map(|line| (&line.id[..], line)).collect();
+    let done: HashMap<&str, &Line> = earlier.iter().map(|(_, line)| (&line.id[..], line)).collect();
     let other = |job: &&Job| done.get(&job.id[..]).is_some_and(|l| (&l.gather, l.index) != (&job.path, job.index));
     if let Some(job) = plan.jobs.iter().find(other) {
         let problem = format!("{} holds the map of another gather called {}", args.output.display(), job.id);

@@ -46,13 +46,6 @@ pub struct Line {
     pub error: Option<String>,
 }
 
-impl Line {
-    /// As it stands in the results.
-    fn text(&self) -> String {
-        serde_json::to_string(self).expect("numbers and names") + "\n"
-    }
-}
-
 /// An output directory held by this process.
 pub struct BatchDir {
     path: PathBuf,
@@ -94,9 +87,9 @@ impl BatchDir {
         Ok(())
     }
 
-    /// The results that stand. Lines that a kill has torn, and failures and lost maps of the gathers `ids`, to be done again,
+    /// The results that stand, as they are written and read. Lines that a kill has torn, and failures and lost maps of the gathers `ids`, to be done again,
     /// are left out.
-    pub fn earlier(&self, ids: &HashSet<&str>) -> Result<Vec<Line>> {
+    pub fn earlier(&self, ids: &HashSet<&str>) -> Result<Vec<(String, Line)>> {
         let path = self.path.join(RESULTS);
         let text = match fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -104,13 +97,14 @@ impl BatchDir {
             Err(e) => return Err(Error::io(&path, "read", e)),
         };
         let stands = |line: &Line| !ids.contains(&line.id[..]) || (line.error.is_none() && self.map(&line.id).exists());
-        Ok(text.lines().filter_map(|l| serde_json::from_str(l).ok()).filter(stands).collect())
+        let parsed = text.lines().filter_map(|l| serde_json::from_str(l).ok().map(|line| (l.to_string(), line)));
+        Ok(parsed.filter(|(_, line)| stands(line)).collect())
     }
 
     /// Opens the results, after those of earlier runs.
-    pub fn begin(&mut self, earlier: &[Line]) -> Result<()> {
+    pub fn begin(&mut self, earlier: &[(String, Line)]) -> Result<()> {
         let path = self.path.join(RESULTS);
-        write_atomic(&path, |w| earlier.iter().try_for_each(|line| w.write_all(line.text().as_bytes())))?;
+        write_atomic(&path, |w| earlier.iter().try_for_each(|(text, _)| writeln!(w, "{text}")))?;
         let file = fs::OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, "write", e))?;
         self.results = Some(Mutex::new(file));
         Ok(())
@@ -121,9 +115,11 @@ impl BatchDir {
         if let Some(map) = map {
             write_array(self.map(&line.id), map.mapv(|v| v as f32).view())?;
         }
+        let mut text = serde_json::to_string(line).expect("numbers and names");
+        text.push('\n');
         let results = self.results.as_ref().expect("begun");
         let mut file = results.lock().unwrap_or_else(|e| e.into_inner());
-        file.write_all(line.text().as_bytes()).map_err(|e| Error::io(self.path.join(RESULTS), "write", e))
+        file.write_all(text.as_bytes()).map_err(|e| Error::io(self.path.join(RESULTS), "write", e))
     }
 
     /// Writes what came of all.

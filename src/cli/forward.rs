@@ -45,11 +45,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (ns, nt, nr) = survey.gather_shape();
     let n = maps.len();
     let dtype = if args.engine.is_double() { DType::F64 } else { DType::F32 };
+    let signals = Signals::install()?;
     let mut writer = match n {
         1 => ArrayWriter::create(&args.output, &[nt, nr], dtype, Some(ns))?,
         _ => ArrayWriter::create(&args.output, &[ns, nt, nr], dtype, Some(n))?,
     };
-    let signals = Signals::install()?;
     note(format_args!("engine: {}", propagator.describe()));
     let bar = ProgressBar::new(n as u64).with_style(
         ProgressStyle::with_template("{bar:24} {pos}/{len} gathers, {per_sec}, {eta} left").expect("a valid template"),

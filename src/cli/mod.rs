@@ -53,7 +53,8 @@ Exit codes:
   5         the memory limit is too small
   6         the numbers broke down
   7         a GPU that was asked for cannot be used
-  130, 143  stopped by SIGINT or SIGTERM, the state saved for --resume
+  130, 143  stopped by SIGINT or SIGTERM; what --resume can go on from is saved
+  141       the reader of a pipe went away
 
 Files: .npy, .npz and .h5 are told apart by content when read and by
 extension when written; file.npz:name and file.h5:/dataset name one array

@@ -171,9 +171,6 @@ fn predict(args: &Predict) -> Result<ExitCode> {
     let mut sink = Sink::create(args, jobs.len(), &survey)?;
     let mut seconds = 0.0;
     for block in jobs.chunks(threads) {
-        if signals.stop.load(Ordering::Relaxed) {
-            return Err(signals.interruption(None));
-        }
         let since = Instant::now();
         let predicted = predict_block(&*opened.prior, block, &survey);
         seconds += since.elapsed().as_secs_f64();
@@ -181,6 +178,9 @@ fn predict(args: &Predict) -> Result<ExitCode> {
             let prediction = outcome?;
             args.tell_prediction(job, &prediction)?;
             sink.take(args, job, prediction)?;
+        }
+        if signals.stop.load(Ordering::Relaxed) {
+            return Err(signals.interruption(None));
         }
     }
     sink.finish(args)?;

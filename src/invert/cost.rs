@@ -98,7 +98,7 @@ fn most_unknowns(unknowns: Unknowns, regularisers: &[RegulariserSpec], survey: &
 /// Most bytes that the Gauss-Newton stages among these take besides the propagators', or, where the `deviations` of
 /// [`Inversion::uncertainty`](super::Inversion::uncertainty) are asked for, what those take if that is more: the normal matrix as it is
 /// summed, or the posterior's precision, its factor and the factor's inverse. 0 with neither. `threads` as of
-/// [`Inversion::threads`](super::Inversion::threads).
+/// [`Inversion::threads`](super::Inversion::threads). Errors when the survey or a stage's regulariser makes no sense.
 pub fn matrix_bytes<'a>(
     stages: impl IntoIterator<Item = &'a Stage>,
     deviations: bool,

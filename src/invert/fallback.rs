@@ -11,7 +11,6 @@ use super::state::{Finished, State};
 use crate::family::{Recipe, RecipeStart};
 use crate::{Error, Result};
 use ndarray::Array2;
-use std::time::Instant;
 
 /// One recipe with the settings that it makes.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +43,11 @@ impl Attempt {
         self.only_above.is_some_and(near)
     }
 
+    /// Whether it is what the last attempt was, whose numbers broke down: they would again.
+    fn broke_down(&self, last: &Finished) -> bool {
+        last.summary.recipe == self.recipe && matches!(last.summary.stop, StopReason::BrokeDown { .. })
+    }
+
     /// The best map of those before, or, tried again, its own.
     fn best_start(&self, done: &[Finished]) -> Option<Start> {
         let own = done.last().filter(|f| f.summary.recipe == self.recipe);
@@ -55,7 +59,7 @@ impl Attempt {
 fn next<'a>(attempts: &'a [Attempt], done: &[Finished]) -> Result<Option<&'a Attempt>> {
     let mut before = 0;
     for attempt in attempts.iter().flat_map(|a| std::iter::repeat_n(a, a.times)) {
-        if before > 0 && attempt.is_left_out(&done[..before]) {
+        if before > 0 && (attempt.is_left_out(&done[..before]) || attempt.broke_down(&done[before - 1])) {
             continue;
         }
         match done.get(before) {
@@ -86,7 +90,7 @@ pub struct FirstStart {
 /// the lowest data rms, its counts and seconds those of all attempts together. `inversion` makes the inversion of an
 /// attempt's settings.
 ///
-/// Errors without an attempt, and as [`Inversion::run`] does.
+/// Errors without an attempt, and as [`Inversion::run`] does; a fall-back whose numbers break down only ends.
 pub fn invert_with_fallbacks<'a>(
     attempts: &[Attempt],
     first: &FirstStart,
@@ -130,9 +134,8 @@ fn proceed<'a>(
     while let Some(attempt) = next(attempts, &done)? {
         let begin = if done.is_empty() { RecipeStart::Prior } else { attempt.start };
         let mut inversion = inversion(&attempt.settings)?;
-        let since = Instant::now();
         let outcome = match resumed.take() {
-            Some(state) => inversion.resume(state, observer),
+            Some(state) => inversion.resume(state, observer)?,
             None => {
                 if let Some(c) = first.confidence.as_ref().filter(|_| begin == RecipeStart::Prior) {
                     inversion = inversion.confidence(c.clone())?;
@@ -142,12 +145,8 @@ fn proceed<'a>(
                     RecipeStart::Gradient => Some(Start::Gradient),
                     RecipeStart::Best => attempt.best_start(&done),
                 };
-                inversion.after(done.clone()).run(start.as_ref().unwrap_or(&first.start), observer)
+                inversion.after(done.clone()).run(start.as_ref().unwrap_or(&first.start), observer)?
             }
-        };
-        let outcome = match (outcome, done.last()) {
-            (Err(Error::Numerical(why)), Some(before)) => broke_down(why, &before.outcome, since),
-            (outcome, _) => outcome?,
         };
         limited = ended(&outcome, &attempt.settings);
         let settled = limited || outcome.data_rms <= attempt.accept_rms;
@@ -158,14 +157,6 @@ fn proceed<'a>(
         }
     }
     conclude(done, limited)
-}
-
-/// Of an attempt whose numbers broke down: it counts on, but its map is not one to keep.
-fn broke_down(why: String, before: &Outcome, since: Instant) -> Outcome {
-    let stop = StopReason::BrokeDown { why };
-    let seconds = before.seconds + since.elapsed().as_secs_f64();
-    let (data_rms, misfit) = (f64::INFINITY, f64::INFINITY);
-    Outcome { stop, seconds, data_rms, misfit, mae: None, stages: vec![], ..before.clone() }
 }
 
 /// Whether nothing may follow: a limit of all attempts, the target, or the caller ended this one.

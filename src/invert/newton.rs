@@ -287,8 +287,9 @@ impl<'i> Inversion<'i> {
         if state.failed >= tries {
             return Some(Halt::Stage(StopReason::LineSearch { why: why() }));
         }
+        // areas may yet settle
         let wrong = match (&state.ledger.best, &state.begin) {
-            (Some(best), Some(begin)) => self.guessed_wrongly(stage, best, begin, false),
+            (Some(best), Some(begin)) => self.guessed_wrongly(stage, best, begin, true),
             _ => false,
         };
         let patience = if wrong { PATIENCE_WHERE_WRONG } else { PATIENCE };

@@ -73,9 +73,10 @@ impl Problem<'_, '_> {
         let from = self.evaluate(&state.entry.model.clone(), state)?;
         let (misfit, data_rms) = (from.evaluation.value, from.evaluation.data_rms);
         state.entry = Best { model: from.model.clone(), score: data_rms, misfit, data_rms };
-        if let Some(begin) = state.begin.as_mut().filter(|b| b.data_rms.is_nan()) {
+        let entry = &state.entry;
+        if let Some(begin) = state.begin.as_mut().filter(|b| b.data_rms.is_nan() && b.model == entry.model) {
             // the start of an inversion, of which nothing was known yet
-            *begin = state.entry.clone();
+            *begin = entry.clone();
         }
         let before = self.rms(&from);
         // far from the noise that is asked for, a step towards it goes too far to be any good: first those between

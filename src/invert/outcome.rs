@@ -56,7 +56,7 @@ pub enum StopReason {
         /// What it should have been at most.
         limit: f64,
     },
-    /// The flat patches of the stage do not fit the data; it went back to where it began.
+    /// The flat patches or areas of the stage do not fit the data, or it found no areas; it went back to where it began.
     Undone,
     /// The evaluations allowed are spent.
     MaxEvals {
@@ -149,7 +149,7 @@ pub struct AttemptSummary {
     pub recipe: String,
     /// Where it began: "gradient", "prior", the file, or "best": the best map of the attempts before.
     pub start: String,
-    /// Data rms reached, in the data's units; none where a limit left it no evaluation.
+    /// Data rms reached, in the data's units; none where a limit left it no evaluation or its numbers broke down before one.
     pub data_rms: Option<f64>,
     /// Mean absolute error against the truth, m/s, if that was given.
     pub mae: Option<f64>,

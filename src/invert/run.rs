@@ -262,14 +262,19 @@ impl<'a> Inversion<'a> {
         let mut carried = None;
         loop {
             let stage = &self.settings.stages[state.stage];
-            let left_out = self.left_out(&mut state, stage)?;
-            let halt = match (left_out, &stage.newton) {
+            let left_out = self.left_out(&mut state, stage);
+            let ran = left_out.and_then(|left_out| match (left_out, &stage.newton) {
                 (Some(why), _) => {
                     state.ledger.best = Some(state.entry.clone());
-                    Halt::Stage(why)
+                    Ok(Halt::Stage(why))
                 }
-                (None, Some(newton)) => self.run_newton(&mut state, stage, newton, clock, observer)?,
-                (None, None) => self.run_stage(&mut state, carried.take(), clock, observer)?,
+                (None, Some(newton)) => self.run_newton(&mut state, stage, newton, clock, observer),
+                (None, None) => self.run_stage(&mut state, carried.take(), clock, observer),
+            });
+            let halt = match ran {
+                // the maps of the attempts before stand
+                Err(Error::Numerical(why)) if !state.earlier.is_empty() => Halt::All(StopReason::BrokeDown { why }),
+                ran => ran?,
             };
             // steps that should end in areas and never did are none
             let given_up = stage.newton.as_ref().and_then(|n| n.areas.and(state.begin.clone()));
@@ -289,8 +294,10 @@ impl<'a> Inversion<'a> {
             }
             let (stop, all) = match halt {
                 Halt::All(stop) => (stop, true),
-                Halt::Stage(_) if went_back || found_none => (StopReason::Undone, false),
+                Halt::Stage(_) if went_back => (StopReason::Undone, false),
                 Halt::Stage(stop) => {
+                    let decided = matches!(stop, StopReason::LineSearch { .. } | StopReason::Completed { .. });
+                    let stop = if found_none && decided && rounded != Some(true) { StopReason::Undone } else { stop };
                     match stage.abandon_above.filter(|limit| best.data_rms > *limit && !stop.left_out()) {
                         Some(limit) => (StopReason::Abandoned { rms: best.data_rms, limit }, true),
                         None => (stop, false),

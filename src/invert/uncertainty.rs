@@ -62,8 +62,9 @@ struct Assumed<'s> {
 impl<'s> Assumed<'s> {
     fn of(stage: &'s Stage, summary: &StageSummary) -> Option<Self> {
         match (&stage.newton, &stage.lbfgs) {
+            // where no step towards a noise of its own was taken, the map is still that of the stage before
             (Some(n), _) => {
-                let last = (summary.iterations as usize).clamp(1, n.noise.len()) - 1;
+                let last = (summary.iterations as usize).min(n.noise.len()).checked_sub(1)?;
                 Some(Self { regularisers: &n.regularisers, noise: n.noise[last], calibration: n.calibration })
             }
             (None, Some(q)) => Some(Self { regularisers: &q.regularisers, noise: q.noise, calibration: 1.0 }),
@@ -219,7 +220,7 @@ mod tests {
         };
         assert_eq!(told(newton, 3), Some((0.02, 0.8, 1)));
         assert_eq!(told(newton, 1), Some((0.3, 0.8, 1)));
-        assert_eq!(told(newton, 0), Some((0.3, 0.8, 1)));
+        assert_eq!(told(newton, 0), None);
         assert_eq!(told(quasi, 40), Some((0.05, 1.0, 1)));
         assert_eq!(told("name = \"plain\"", 40), None);
     }

@@ -7,7 +7,7 @@
 
 use super::{Prediction, Prior, predict_one};
 use crate::wave::{CpuOptions, Propagator, build};
-use crate::{Gather, Model, Observed, Result, Survey};
+use crate::{Error, Gather, Model, Observed, Result, Survey};
 use ndarray::Array2;
 
 /// Passes after the first prediction.
@@ -29,7 +29,7 @@ pub struct Replayed {
 }
 
 impl Replayed {
-    /// For gathers of `survey`. `threads` model, 0 for one a core.
+    /// For gathers of `survey`. `threads` model, 0 for one a core. Errors when the survey makes no sense.
     pub fn new(prior: Box<dyn Prior>, survey: &Survey, threads: usize) -> Result<Self> {
         let propagator = build(survey.clone(), &CpuOptions { threads, ..CpuOptions::default() })?;
         Ok(Self { prior, survey: survey.clone(), propagator })
@@ -64,7 +64,12 @@ impl Replayed {
                 // samples that the record lacks stay lacking
                 shown.slice_mut(ndarray::s![.., observed.mask.nt.., ..]).fill(0.0);
                 let gather = Observed { gather: Gather::new(shown.clone()).into(), ..observed.clone() };
-                next = Some(predict_one(&*self.prior, &gather)?.velocity);
+                next = match predict_one(&*self.prior, &gather) {
+                    Ok(prediction) => Some(prediction.velocity),
+                    // a gather with something taken off may lead a network astray
+                    Err(Error::Input { .. }) => None,
+                    Err(error) => return Err(error),
+                };
             }
         }
         Ok(Prediction { velocity: mean(&all), error, families })

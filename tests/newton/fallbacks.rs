@@ -79,7 +79,7 @@ fn a_fall_back_whose_numbers_break_down_loses_nothing() {
         "{:?}",
         out.attempts
     );
-    assert!(out.attempts[1].data_rms.is_none() && out.attempts[2].kept && out.evaluations == 9);
+    assert!(out.attempts[1].data_rms.is_none() && out.attempts[2].kept && out.evaluations == 10);
     assert!(out.data_rms <= out.attempts[0].data_rms.unwrap());
     let (resumed, _) = piecemeal(&bench, &attempts);
     assert!(timeless(&out) == timeless(&resumed), "interruptions change the outcome");

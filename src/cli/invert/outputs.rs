@@ -123,7 +123,7 @@ pub(super) fn write_outputs(
 pub(super) fn conclude(args: &Args, way: &Way, outcome: &Outcome, dir: &RunDir, signals: &Signals) -> Result<ExitCode> {
     for a in outcome.attempts.iter().filter(|_| way.attempts.len() > 1) {
         let kept = if a.kept { "kept" } else { "not kept" };
-        let rms = a.data_rms.map_or("not begun".into(), |rms| format!("data rms {rms:.3e}"));
+        let rms = a.data_rms.map_or_else(|| a.stop.to_string(), |rms| format!("data rms {rms:.3e}"));
         args.say(&format!("recipe {} from {}: {rms}, {kept}", a.recipe, a.start));
     }
     let mae = outcome.mae.map_or(String::new(), |m| format!(", MAE {m:.2} m/s"));
