@@ -374,8 +374,7 @@ fn signals_save_and_resume_continues() {
             std::thread::sleep(Duration::from_millis(20));
         }
         let sent = Instant::now();
-        let kill = Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().unwrap();
-        assert!(kill.success());
+        cli_common::signal(&child, name);
         let status = child.wait().unwrap();
         assert!(sent.elapsed() < Duration::from_secs(5), "{name}: {:?}", sent.elapsed());
         assert_eq!(status.code(), Some(code));
@@ -418,8 +417,7 @@ fn an_interrupted_stack_leaves_nothing_behind() {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_millis(300));
-    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
-    assert!(kill.success());
+    cli_common::signal(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let mut message = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();

@@ -194,8 +194,7 @@ fn a_signal_keeps_what_is_done() {
         assert!(begun.elapsed() < Duration::from_secs(60), "no result in a minute");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
-    assert!(kill.success());
+    cli_common::signal(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let mut message = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();

@@ -87,8 +87,8 @@ impl BatchDir {
         Ok(())
     }
 
-    /// The results that stand, as they are written and read. Lines that a kill has torn, and failures and lost maps of the gathers `ids`, to be done again,
-    /// are left out.
+    /// The results that stand, as they are written and read. Lines that a kill has torn, and failures and lost maps of the
+    /// gathers `ids`, to be done again, are left out.
     pub fn earlier(&self, ids: &HashSet<&str>) -> Result<Vec<(String, Line)>> {
         let path = self.path.join(RESULTS);
         let text = match fs::read(&path) {

@@ -6,7 +6,7 @@ use super::engine::Engine;
 use super::evaluate::{parse_maps, read_maps};
 use super::method::Signals;
 use super::note;
-use super::options::{larger_fields, parse_duration, same_file};
+use super::options::{check_apart, larger_fields, parse_duration};
 use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
 use super::recipe_choice::{Choice, kept, load, without_recipe};
 use clap::Subcommand;
@@ -165,12 +165,8 @@ impl Families {
     /// Errors when the results would be written over what is read.
     fn check_outputs(&self) -> Result<()> {
         let Some(json) = &self.json else { return Ok(()) };
-        let read = self.maps.iter().chain(&self.gathers).map(|p| p.1.clone());
-        let named = self.recipe.iter().chain(&self.prior).map(PathBuf::from);
-        match read.chain(named).any(|p| same_file(&p, json)) {
-            true => Err(Error::Usage(format!("{}: would be overwritten; choose another name", json.display()))),
-            false => Ok(()),
-        }
+        let read = self.maps.iter().chain(&self.gathers).map(|p| &*p.1);
+        check_apart(json, read.chain(self.recipe.iter().chain(&self.prior).map(Path::new)))
     }
 
     fn say(&self, text: &str) {

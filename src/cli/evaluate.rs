@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::note;
-use super::options::{same_file, usable};
+use super::options::{check_apart, usable};
 use super::prior_options::{PriorOptions, StartFrom, memory_limit, side_by_side};
 use super::tell;
 use fwi::family::{Classification, Group, classify};
@@ -111,11 +111,7 @@ pub fn read_maps(family: Family, path: &Path, most: usize, survey: &Survey) -> R
 /// Errors when the figures would be written over what is read.
 fn check_outputs(args: &Args) -> Result<()> {
     let Some(json) = &args.json else { return Ok(()) };
-    let mut read = args.maps.iter().map(|p| &*p.1).chain(args.prior.iter().map(Path::new));
-    match read.any(|path| same_file(path, json)) {
-        true => Err(Error::Usage(format!("{}: would be overwritten; choose another name", json.display()))),
-        false => Ok(()),
-    }
+    check_apart(json, args.maps.iter().map(|p| &*p.1).chain(args.prior.iter().map(Path::new)))
 }
 
 fn table(

@@ -122,6 +122,14 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     whole(a).is_ok_and(|a| whole(b).is_ok_and(|b| a == b))
 }
 
+/// Errors when an output is one of the files that are read.
+pub fn check_apart<P: AsRef<Path>>(output: &Path, read: impl IntoIterator<Item = P>) -> Result<()> {
+    match read.into_iter().any(|input| same_file(input.as_ref(), output)) {
+        true => Err(Error::Usage(format!("{}: would be overwritten; choose another name", output.display()))),
+        false => Ok(()),
+    }
+}
+
 /// Bytes of memory that are free for new work, where the system tells.
 pub fn available_memory() -> Option<u64> {
     status_bytes("/proc/meminfo", "MemAvailable:")

@@ -2,7 +2,7 @@
 
 use super::gather_list::{self, Job};
 use super::method::Signals;
-use super::options::{parse_size, parse_threads, same_file};
+use super::options::{check_apart, parse_size, parse_threads};
 use super::prior_options::{
     PriorOptions, RuntimeOptions, StartFrom, expected_error, families, memory_limit, side_by_side,
 };
@@ -211,10 +211,7 @@ fn check_outputs(args: &Predict, jobs: &[Job]) -> Result<()> {
         .collect();
     for (i, output) in outputs.iter().enumerate() {
         let fail = |why: &str| Err(Error::Usage(format!("{}: {why}", output.display())));
-        let mut inputs = jobs.iter().map(|job| &*job.path).chain(args.prior.iter().map(Path::new));
-        if inputs.any(|input| same_file(input, output)) {
-            return fail("would be overwritten; choose another name");
-        }
+        check_apart(output, jobs.iter().map(|job| &*job.path).chain(args.prior.iter().map(Path::new)))?;
         if outputs[..i].contains(output) {
             return fail("is named twice; choose another name");
         }

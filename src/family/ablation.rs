@@ -126,12 +126,10 @@ fn forget_mean(stage: &mut Stage) {
     }
 }
 
-/// The steps of a stage that belongs to the continuation of total variation over cells; polished ones and those for maps of some
-/// kind alone are an end of their own.
+/// The steps of a stage that belongs to the continuation of total variation over cells; polished ones are an end of their own.
 fn steps_of_continuation(stage: &Stage) -> Option<&Newton> {
     let varies = |n: &&Newton| n.regularisers.iter().any(|r| matches!(r, RegulariserSpec::Tv { .. }));
-    let one_of_many = |n: &&Newton| n.unknowns == Unknowns::Cells && n.polish == 0 && n.areas.is_none();
-    stage.newton.as_ref().filter(|_| stage.only.is_none()).filter(one_of_many).filter(varies)
+    stage.newton.as_ref().filter(|n| n.unknowns == Unknowns::Cells && n.polish == 0 && n.areas.is_none()).filter(varies)
 }
 
 fn at_once(stages: Vec<Stage>) -> Vec<Stage> {

@@ -52,3 +52,10 @@ pub fn log_without_times(dir: &Path) -> Vec<serde_json::Value> {
     });
     lines.collect()
 }
+
+/// Sends a signal, such as "INT", to a child.
+#[cfg(unix)]
+pub fn signal(child: &std::process::Child, name: &str) {
+    let kill = std::process::Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+}
