@@ -19,6 +19,9 @@ const TILE: usize = 448;
 /// Share of a tile's largest entry in a panel below which it does not sound yet.
 const SILENT: f32 = 5e-4;
 
+/// Sums that a product with a vector keeps at a time, so that it vectorises.
+const LANES: usize = 8;
+
 /// A symmetric matrix: its lower triangle counts.
 #[derive(Clone, Debug)]
 pub struct Symmetric {
@@ -44,6 +47,15 @@ impl Symmetric {
         }
     }
 
+    /// Makes it the sum of another one of the same order and a multiple of a third.
+    pub fn set_sum(&mut self, one: &Symmetric, by: f64, other: &Symmetric) {
+        for j in 0..self.len() {
+            let to = &mut self.lower.col_as_slice_mut(j)[j..];
+            let both = one.lower.col_as_slice(j)[j..].iter().zip(&other.lower.col_as_slice(j)[j..]);
+            to.iter_mut().zip(both).for_each(|(t, (a, b))| *t = a + by * b);
+        }
+    }
+
     /// Order of the matrix.
     pub fn len(&self) -> usize {
         self.lower.nrows()
@@ -59,14 +71,23 @@ impl Symmetric {
         let n = self.len();
         let mut y = vec![0.0; n];
         for j in 0..n {
-            let column = &self.lower.col_as_slice(j)[j..];
-            y[j] += column[0] * x[j];
-            let mut sum = 0.0;
-            for (i, a) in column.iter().enumerate().skip(1) {
-                y[j + i] += a * x[j];
-                sum += a * x[j + i];
+            let (first, below) = self.lower.col_as_slice(j)[j..].split_first().expect("a diagonal");
+            let (xj, (here, y)) = (x[j], y[j..].split_first_mut().expect("a diagonal"));
+            let x = &x[j + 1..];
+            let mut sums = [0.0; LANES];
+            let whole = below.len() / LANES * LANES;
+            let chunks = below.chunks_exact(LANES).zip(x.chunks_exact(LANES)).zip(y.chunks_exact_mut(LANES));
+            for ((a, x), y) in chunks {
+                for l in 0..LANES {
+                    y[l] += a[l] * xj;
+                    sums[l] += a[l] * x[l];
+                }
             }
-            y[j] += sum;
+            for i in whole..below.len() {
+                y[i] += below[i] * xj;
+                sums[0] += below[i] * x[i];
+            }
+            *here += first * xj + sums.iter().sum::<f64>();
         }
         y
     }

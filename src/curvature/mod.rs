@@ -146,6 +146,20 @@ impl Curvature {
         columns: &Columns,
         extra: Option<&Gather>,
     ) -> Result<(Symmetric, Parts)> {
+        let whole = self.normal_matrix_unless(&|| false, model, counted, columns, extra)?;
+        Ok(whole.expect("nothing stops it"))
+    }
+
+    /// As [`Curvature::normal_matrix`], but nothing where `stop` says so, which is asked before every few receivers, some
+    /// hundred milliseconds apart.
+    pub fn normal_matrix_unless(
+        &self,
+        stop: &dyn Fn() -> bool,
+        model: &Model,
+        counted: &Counted,
+        columns: &Columns,
+        extra: Option<&Gather>,
+    ) -> Result<Option<(Symmetric, Parts)>> {
         let begin = Instant::now();
         self.check(counted, columns)?;
         let Counted { mask, filter, .. } = *counted;
@@ -170,6 +184,9 @@ impl Curvature {
         let mut gram = Gram::new(columns.len(), extra.is_some(), counted.precision);
         let (receivers, weight) = counted.receivers();
         for some in receivers.chunks(4 * self.pool.threads()) {
+            if stop() {
+                return Ok(None);
+            }
             let panels = self.pool.map(some.len(), |i| self.panel(&traces, some[i], &parts));
             let panels = panels.into_iter().collect::<Result<Vec<_>>>()?;
             let t = Instant::now();
@@ -182,7 +199,7 @@ impl Curvature {
         h.scale(traces.rows.weight * weight);
         let mut parts = parts.into_inner().unwrap_or_else(|e| e.into_inner());
         parts.wall = begin.elapsed().as_secs_f64();
-        Ok((h, parts))
+        Ok(Some((h, parts)))
     }
 
     /// Most bytes that [`Curvature::normal_matrix`] over so many unknowns takes, its result included.

@@ -280,3 +280,12 @@ fn one_more_column_is_taken_along() {
         .is_err()
     );
 }
+
+#[test]
+fn a_stop_leaves_no_matrix() {
+    let (c, mask, cells) = (curvature(1, 4.0), all(), Columns::Cells { cells: CELLS });
+    let asked = std::cell::Cell::new(0);
+    let after_one = || asked.replace(asked.get() + 1) == 1;
+    assert!(c.normal_matrix_unless(&after_one, &model(), &Counted::all(&mask), &cells, None).unwrap().is_none());
+    assert_eq!(asked.get(), 2, "five receivers on one thread are two turns");
+}

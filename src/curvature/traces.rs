@@ -127,7 +127,9 @@ impl Traces<'_> {
 fn in_order(rows: &[f32], width: usize, keys: &[usize]) -> Vec<f32> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by_key(|&i| keys[i]);
-    order.iter().flat_map(|&i| &rows[i * width..][..width]).copied().collect()
+    let mut sorted = Vec::with_capacity(rows.len());
+    order.iter().for_each(|&i| sorted.extend_from_slice(&rows[i * width..][..width]));
+    sorted
 }
 
 /// A trace between its samples: the cubic through the four around, for a wave is twenty samples long and more.

@@ -48,7 +48,7 @@ const SAMPLES: f64 = 8.0;
 /// The velocity that values are steps from while they are compared, m/s.
 const COMMON: f64 = 3000.0;
 /// Largest difference, m/s, of a cell from its area in a map that is one of areas.
-const FLAT: f64 = 0.5;
+pub(super) const FLAT: f64 = 0.5;
 /// Unknowns, `vmin` included, above which nothing is decided: a map with so many is none of areas.
 const MOST: usize = 3000;
 /// Bytes that decisions about so many take at most: a reduced matrix, its factor and its inverse.

@@ -12,6 +12,7 @@
 mod areas;
 mod batch;
 mod cost;
+mod drive;
 mod encoding;
 mod fallback;
 pub mod lbfgs;

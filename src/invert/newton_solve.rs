@@ -3,6 +3,7 @@
 use super::linear::Linear;
 use super::newton::{Problem, VMIN_STEP};
 use super::newton_step::At;
+use super::objective::Halt;
 use crate::curvature::Symmetric;
 use crate::{Error, Model, Result};
 use faer::linalg::solvers::{Llt, Solve};
@@ -13,6 +14,11 @@ const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
 /// Mean change of an unknown, m/s, below which the inner steps have converged.
 const STILL: f64 = 0.02;
 
+/// Share of its first norm that the residual of conjugate gradients must fall to, in the metric of their preconditioner: what is left
+/// is less than what the next majorant changes.
+const SOLVED: f64 = 0.1;
+/// Their iterations, at most: so many take as long as a factor.
+const ITERATIONS: usize = 24;
 /// Newton steps beyond the wanted number that may follow because unknowns left the bounds and are held there.
 const HOLDS: usize = 2;
 /// How much stiffer than the data an unknown is held.
@@ -31,7 +37,7 @@ struct Held {
 pub(super) struct Solution {
     /// The unknowns' change.
     pub x: Vec<f64>,
-    /// Of the whole curvature.
+    /// Of the whole curvature, or of one like it.
     pub factor: Llt<f64>,
     /// The curvature without the data's.
     pub prior: Symmetric,
@@ -39,12 +45,19 @@ pub(super) struct Solution {
 
 impl Problem<'_, '_> {
     /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
-    fn factor(&self, matrix: &mut Mat<f64>) -> Result<Llt<f64>> {
-        let n = matrix.ncols();
-        let largest = (0..n).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
+    fn factor(&self, matrix: &Symmetric) -> Result<Llt<f64>> {
+        let n = matrix.len();
+        let largest = (0..n).map(|i| matrix.lower[(i, i)]).fold(0.0, f64::max);
         for ridge in RIDGES {
-            (0..n).for_each(|i| matrix[(i, i)] += ridge * largest);
-            if let Ok(factor) = matrix.llt(Side::Lower) {
+            let factor = match ridge {
+                0.0 => matrix.lower.llt(Side::Lower),
+                ridge => {
+                    let mut ridged = matrix.lower.clone();
+                    (0..n).for_each(|i| ridged[(i, i)] += ridge * largest);
+                    ridged.llt(Side::Lower)
+                }
+            };
+            if let Ok(factor) = factor {
                 return Ok(factor);
             }
         }
@@ -54,22 +67,43 @@ impl Problem<'_, '_> {
 
     /// The unknowns' change that minimises the linearised data and the regularisers, by Newton steps on the majorised
     /// regularisers; unknowns at a bound are held there as far as the gradient pushes them out (Bertsekas 1982, projected Newton
-    /// methods), others that leave the bounds from the next of these steps on. The factor is the last of these steps'.
-    pub(super) fn solve(&self, from: &At, h: &Symmetric, noise: f64) -> Result<Solution> {
+    /// methods), others that leave the bounds from the next of these steps on. The first one's matrix is factorised; where the
+    /// factor serves as a preconditioner afterwards, it is the last one's. Or what forbids it, which is asked before each of them.
+    pub(super) fn solve(
+        &self,
+        from: &At,
+        h: &Symmetric,
+        noise: f64,
+        halt: &dyn Fn() -> Option<Halt>,
+    ) -> Result<std::result::Result<Solution, Halt>> {
         let (weight, inner) = (noise.powi(-2), self.newton.inner);
         let mut x = vec![0.0; h.len()];
         let mut held = self.pushed_out(from, h, weight);
+        let mut matrix = Symmetric { lower: Mat::zeros(h.len(), h.len()) };
+        let mut factor = None;
         for step in 1.. {
-            let (prior, factor, moved) = self.newton_step(from, &mut x, h, weight, &held)?;
+            if let Some(halt) = halt() {
+                return Ok(Err(halt));
+            }
+            let prior = self.prior_curvature(from, &x, &held);
+            matrix.set_sum(&prior, weight, h);
+            let (moved, fresh) = self.newton_step(from, &mut x, h, (weight, &matrix), &mut factor, &held)?;
             let beyond = if step < inner + HOLDS { self.beyond(from, &x, h, weight, &held) } else { vec![] };
             let done = beyond.is_empty() && (step >= inner || moved < STILL);
-            held.extend(beyond);
             if done {
+                let factor = match factor.take().filter(|_| fresh || !self.reuses_factor()) {
+                    Some(factor) => factor,
+                    None => self.factor(&matrix)?,
+                };
                 if self.newton.exact > 0 {
-                    x = self.correct(from, x, (&prior, &factor), weight, &held)?;
+                    x = match self.correct(from, x, (&prior, &factor), weight, &held, halt)? {
+                        Ok(x) => x,
+                        Err(halt) => return Ok(Err(halt)),
+                    };
                 }
-                return Ok(Solution { x, factor, prior });
+                return Ok(Ok(Solution { x, factor, prior }));
             }
+            held.extend(beyond);
         }
         unreachable!("steps end when their number is reached")
     }
@@ -98,25 +132,36 @@ impl Problem<'_, '_> {
         velocities.iter().enumerate().filter_map(leaves).filter(|k| !known(k.unknown)).collect()
     }
 
-    /// A Newton step of a change of the unknowns towards the minimum: the curvature without the data's, the factor of both,
-    /// and the mean change of an unknown.
+    /// Whether the factor serves as a preconditioner once the step is solved for.
+    fn reuses_factor(&self) -> bool {
+        self.newton.exact > 0 || self.newton.polish > 0
+    }
+
+    /// A Newton step of a change of the unknowns towards the minimum: the mean change of an unknown, and whether the matrix was
+    /// factorised. It is where there is no factor yet; the one of an earlier step preconditions conjugate gradients, since only the
+    /// regularisers' majorants differ.
     fn newton_step(
         &self,
         from: &At,
         x: &mut [f64],
         h: &Symmetric,
-        weight: f64,
+        (weight, matrix): (f64, &Symmetric),
+        factor: &mut Option<Llt<f64>>,
         held: &[Held],
-    ) -> Result<(Symmetric, Llt<f64>, f64)> {
-        let prior = self.prior_curvature(from, x, held);
-        let mut matrix = prior.clone();
-        matrix.add(weight, h);
+    ) -> Result<(f64, bool)> {
         let gradient = self.model_gradient(from, x, &h.times(x), weight, held);
-        let factor = self.factor(&mut matrix.lower)?;
-        let step = preconditioned(&factor, &gradient);
+        let known: Vec<(usize, f64)> = held.iter().map(|k| (k.unknown, x[k.unknown] - k.change)).collect();
+        let by_last = factor.as_ref().and_then(|factor| conjugate_gradients(matrix, factor, &gradient, &known));
+        let fresh = by_last.is_none();
+        let step = match by_last {
+            Some(step) => step,
+            None => {
+                drop(factor.take());
+                preconditioned(factor.insert(self.factor(matrix)?), &gradient)
+            }
+        };
         x.iter_mut().zip(&step).for_each(|(x, s)| *x -= s);
-        let moved = step.iter().map(|s| s.abs()).sum::<f64>() / h.len() as f64;
-        Ok((prior, factor, moved))
+        Ok((step.iter().map(|s| s.abs()).sum::<f64>() / h.len() as f64, fresh))
     }
 
     /// The derivatives of the cells' velocities by their steps, from one model to another; none where all are one.
@@ -177,7 +222,8 @@ impl Problem<'_, '_> {
         (prior, factor): (&Symmetric, &Llt<f64>),
         weight: f64,
         held: &[Held],
-    ) -> Result<Vec<f64>> {
+        halt: &dyn Fn() -> Option<Halt>,
+    ) -> Result<std::result::Result<Vec<f64>, Halt>> {
         let hx = self.exact_product(&from.model, &x)?;
         let mut residual = self.model_gradient(from, &x, &hx, weight, held);
         residual.iter_mut().for_each(|r| *r = -*r);
@@ -185,6 +231,9 @@ impl Problem<'_, '_> {
         let mut direction = z.clone();
         let mut rz = dot(&residual, &z);
         for _ in 0..self.newton.exact {
+            if let Some(halt) = halt() {
+                return Ok(Err(halt));
+            }
             let mut product = self.exact_product(&from.model, &direction)?;
             product.iter_mut().zip(prior.times(&direction)).for_each(|(a, p)| *a = *a * weight + p);
             let along = dot(&direction, &product);
@@ -199,13 +248,56 @@ impl Problem<'_, '_> {
             direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + next / rz * *d);
             rz = next;
         }
-        Ok(x)
+        Ok(Ok(x))
     }
 }
 
 /// Holds an unknown much more stiffly than the data do.
 fn hold(unknown: usize, change: f64, h: &Symmetric, weight: f64) -> Held {
     Held { unknown, change, weight: STIFF * (1.0 + weight * h.lower[(unknown, unknown)]) }
+}
+
+/// The solution of a system by conjugate gradients, preconditioned by the factor of a similar matrix, where the components that
+/// are known are as they are. None where it is not found soon.
+fn conjugate_gradients(
+    matrix: &Symmetric,
+    factor: &Llt<f64>,
+    right: &[f64],
+    known: &[(usize, f64)],
+) -> Option<Vec<f64>> {
+    let free = |mut v: Vec<f64>| {
+        known.iter().for_each(|&(i, _)| v[i] = 0.0);
+        v
+    };
+    let mut x = vec![0.0; right.len()];
+    known.iter().for_each(|&(i, value)| x[i] = value);
+    let mut residual = right.to_vec();
+    if !known.is_empty() {
+        residual.iter_mut().zip(matrix.times(&x)).for_each(|(r, p)| *r -= p);
+        residual = free(residual);
+    }
+    let mut z = free(preconditioned(factor, &residual));
+    let mut direction = z.clone();
+    let mut rz = dot(&residual, &z);
+    let enough = SOLVED.powi(2) * rz;
+    for _ in 0..ITERATIONS {
+        if rz <= enough {
+            return Some(x);
+        }
+        let product = free(matrix.times(&direction));
+        let along = dot(&direction, &product);
+        if !(rz > 0.0 && along > 0.0) {
+            return None;
+        }
+        let step = rz / along;
+        x.iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
+        residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= step * p);
+        z = free(preconditioned(factor, &residual));
+        let next = dot(&residual, &z);
+        direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + next / rz * *d);
+        rz = next;
+    }
+    (rz <= enough).then_some(x)
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -216,4 +308,45 @@ pub(super) fn preconditioned(factor: &Llt<f64>, x: &[f64]) -> Vec<f64> {
     let mut y = Mat::from_fn(x.len(), 1, |i, _| x[i]);
     factor.solve_in_place(y.as_mut());
     y.col_as_slice(0).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const N: usize = 60;
+
+    /// Eigenvalues over twelve decades, and a diagonal about 0.01 as that of a majorant may be.
+    fn matrix(majorant: fn(f64) -> f64) -> Symmetric {
+        let a = Mat::from_fn(N, N, |i, j| ((i * N + j) as f64 * 1.37).sin() * 10f64.powf(-(j as f64) / 10.0));
+        let mut lower = &a * a.transpose();
+        (0..N).for_each(|i| lower[(i, i)] += 0.01 * (1.0 + 0.5 * majorant(i as f64)));
+        Symmetric { lower }
+    }
+
+    #[test]
+    fn conjugate_gradients_solve_what_is_like_the_factor_and_keep_what_is_known() {
+        let (a, like) = (matrix(f64::sin), matrix(f64::cos));
+        let factor = like.lower.llt(Side::Lower).unwrap();
+        let truth: Vec<f64> = (0..N).map(|i| (i as f64 * 0.7).cos()).collect();
+        let known = [(3, truth[3]), (40, truth[40])];
+        // what stands in the rows of the known ones does not matter
+        let mut right = a.times(&truth);
+        (right[3], right[40]) = (1e9, -1e9);
+        for known in [&known[..], &[]] {
+            let right = if known.is_empty() { a.times(&truth) } else { right.clone() };
+            let x = conjugate_gradients(&a, &factor, &right, known).unwrap();
+            assert!(known.iter().all(|&(i, v)| x[i] == v));
+            let off: Vec<f64> = x.iter().zip(&truth).map(|(a, b)| a - b).collect();
+            let (error, first) = (dot(&off, &a.times(&off)).sqrt(), dot(&truth, &a.times(&truth)).sqrt());
+            assert!(error < 3.0 * SOLVED * first, "{error:e} of {first:e}");
+        }
+    }
+
+    #[test]
+    fn conjugate_gradients_give_up_on_what_is_unlike_the_factor() {
+        let factor = Mat::<f64>::identity(N, N).llt(Side::Lower).unwrap();
+        let lower = Mat::from_fn(N, N, |i, j| if i == j { 10f64.powf(i as f64 / 8.0) } else { 0.0 });
+        assert!(conjugate_gradients(&Symmetric { lower }, &factor, &[1.0; N], &[]).is_none());
+    }
 }

@@ -101,18 +101,20 @@ impl Space {
         }
     }
 
-    /// `J' J` at a model over the unknowns and `vmin`, the last row: that one by a Born modelling.
+    /// `J' J` at a model over the unknowns and `vmin`, the last row: that one by a Born modelling. Nothing where `stop` says so.
     pub fn normal_matrix(
         &self,
+        stop: &dyn Fn() -> bool,
         curvature: &Curvature,
         engine: &dyn Propagator,
         model: &Model,
         counted: &Counted,
-    ) -> Result<Symmetric> {
+    ) -> Result<Option<Symmetric>> {
         let mut sponge = Model::zeros(model.vp.dim());
         sponge.vmin = 1.0;
         let by_vmin = engine.born(std::slice::from_ref(model), &[sponge])?.remove(0);
-        Ok(curvature.normal_matrix(model, counted, &self.columns(), Some(&by_vmin))?.0)
+        let made = curvature.normal_matrix_unless(stop, model, counted, &self.columns(), Some(&by_vmin))?;
+        Ok(made.map(|(h, _)| h))
     }
 
     /// Makes a model one of the space's where that is no matter of taste: flat patches are flat.
@@ -163,7 +165,8 @@ impl Space {
             regularisers.iter().for_each(|r| r.add_curvature(at, a.as_mut()));
             let slope = |i: usize| slopes.get(i).copied().unwrap_or(1.0);
             for j in (0..n).filter(|_| !slopes.is_empty()) {
-                a.col_as_slice_mut(j).iter_mut().enumerate().skip(j).for_each(|(i, a)| *a *= slope(i) * slope(j));
+                let below = a.col_as_slice_mut(j).iter_mut().enumerate().skip(j);
+                below.filter(|(_, a)| **a != 0.0).for_each(|(i, a)| *a *= slope(i) * slope(j));
             }
             a
         };
@@ -173,7 +176,9 @@ impl Space {
             Self::Directions(d) => {
                 let mut b = Mat::identity(d.len() + 1, d.len() + 1);
                 b[(d.len(), d.len())] = 0.0;
-                add_sparse(&mut b, self, &dense(&regularisers[1..]), at.vp.dim());
+                if regularisers.len() > 1 {
+                    add_sparse(&mut b, self, &dense(&regularisers[1..]), at.vp.dim());
+                }
                 b
             }
         }

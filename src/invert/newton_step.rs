@@ -9,6 +9,7 @@ use super::state::{Best, State};
 use crate::curvature::{Counted, Symmetric};
 use crate::wave::{Evaluation, Precision};
 use crate::{Error, Model, Result};
+use std::cell::RefCell;
 use std::time::Instant;
 
 /// Assumed noise from which on the normal matrix may be summed in single precision.
@@ -87,13 +88,17 @@ impl Problem<'_, '_> {
             let problem = format!("the first model of stage \"{}\" cannot be evaluated", self.stage.name);
             return Err(Error::Numerical(problem));
         }
-        let h = self.normal_matrix(&from.model, noise, state)?;
-        if let Some(halt) = limits.halt(&state.ledger, &self.clock) {
-            return Ok(Err(halt));
-        }
+        let h = match self.normal_matrix(&from.model, noise, limits, state)? {
+            Ok(h) => h,
+            Err(halt) => return Ok(Err(halt)),
+        };
         let begin = Instant::now();
-        let Solution { x, factor, prior: mut curvature } = self.solve(&from, &h, noise)?;
+        let solved = self.solve(&from, &h, noise, &|| limits.halt(&state.ledger, &self.clock))?;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
+        let Solution { x, factor, prior: mut curvature } = match solved {
+            Ok(solution) => solution,
+            Err(halt) => return Ok(Err(halt)),
+        };
         let mut taken = match self.search(&from, &x, noise, limits, state)? {
             Ok(taken) => taken,
             Err(halt) => return Ok(Err(halt)),
@@ -216,17 +221,29 @@ impl Problem<'_, '_> {
         Ok(At { model: model.clone(), evaluation, prior })
     }
 
-    /// `J' J` over the unknowns and `vmin`, the last row.
-    fn normal_matrix(&self, model: &Model, noise: f64, state: &mut State) -> Result<Symmetric> {
+    /// `J' J` over the unknowns and `vmin`, the last row, or why nothing may be computed any more.
+    fn normal_matrix(
+        &self,
+        model: &Model,
+        noise: f64,
+        limits: &EvaluationLimits,
+        state: &mut State,
+    ) -> Result<std::result::Result<Symmetric, Halt>> {
         let begin = Instant::now();
         let (curvature, engine) = (self.inversion.curvature()?, self.inversion.engine(self.stage));
         let (filter, receiver_step) = (self.filter.as_ref(), self.newton.receiver_step);
         let precision = if noise < SINGLE { Precision::F64 } else { Precision::F32 };
         let counted = Counted { mask: &self.data.mask, filter, receiver_step, precision };
-        let h = self.space.normal_matrix(curvature, engine, model, &counted)?;
+        let halt = RefCell::new(None);
+        let stop = || {
+            *halt.borrow_mut() = limits.halt(&state.ledger, &self.clock);
+            halt.borrow().is_some()
+        };
+        let h = self.space.normal_matrix(&stop, curvature, engine, model, &counted)?;
+        state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
+        let Some(h) = h else { return Ok(Err(halt.into_inner().expect("only a limit stops it"))) };
         state.ledger.normal_matrices += 1;
         state.ledger.stage_normal_matrices += 1;
-        state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-        Ok(h)
+        Ok(Ok(h))
     }
 }

@@ -1,10 +1,8 @@
-//! The driver: stages one after the other.
+//! An inversion: what it is given, and its beginning.
 
-use super::newton::Newton;
-use super::objective::{Clock, Halt, mean_absolute_error};
-use super::outcome::{Observer, Outcome, StageSummary, StopReason};
+use super::outcome::{Observer, Outcome};
 use super::settings::Settings;
-use super::stage::{Kind, Stage};
+use super::stage::Stage;
 use super::start::{Start, source_velocities};
 use super::state::{Best, Finished, Ledger, State};
 use crate::curvature::{Curvature, CurvatureOptions};
@@ -13,7 +11,6 @@ use crate::{Error, Model, Observed, Propagator, Result, Survey};
 use ndarray::Array2;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 /// The inversion of one gather.
 pub struct Inversion<'a> {
@@ -138,6 +135,10 @@ impl<'a> Inversion<'a> {
         &self.settings
     }
 
+    pub(super) fn observed(&self) -> &'a Observed {
+        self.observed
+    }
+
     pub(super) fn survey(&self) -> &Survey {
         self.propagator.survey()
     }
@@ -255,135 +256,6 @@ impl<'a> Inversion<'a> {
             state.fits(&self.solver(&variables))
         };
         if !sound { Err(Error::Usage(other.into())) } else { self.drive(state, observer) }
-    }
-
-    fn drive(&self, mut state: State, observer: &mut dyn Observer) -> Result<Outcome> {
-        let clock = Clock { before: state.seconds, since: Instant::now() };
-        let mut carried = None;
-        loop {
-            let stage = &self.settings.stages[state.stage];
-            let left_out = self.left_out(&mut state, stage);
-            let ran = left_out.and_then(|left_out| match (left_out, &stage.newton) {
-                (Some(why), _) => {
-                    state.ledger.best = Some(state.entry.clone());
-                    Ok(Halt::Stage(why))
-                }
-                (None, Some(newton)) => self.run_newton(&mut state, stage, newton, clock, observer),
-                (None, None) => self.run_stage(&mut state, carried.take(), clock, observer),
-            });
-            let halt = match ran {
-                // the maps of the attempts before stand
-                Err(Error::Numerical(why)) if !state.earlier.is_empty() => Halt::All(StopReason::BrokeDown { why }),
-                ran => ran?,
-            };
-            // steps that should end in areas and never did are none
-            let given_up = stage.newton.as_ref().and_then(|n| n.areas.and(state.begin.clone()));
-            let found = state.ledger.best.take();
-            let found_none = found.is_none() && given_up.is_some();
-            let mut best = found.or(given_up).unwrap_or_else(|| state.entry.clone());
-            let mut rounded = match &stage.round {
-                Some(round) if Self::may_round(&halt) => Some(self.round(&mut state, &mut best, stage, round)?),
-                _ => None,
-            };
-            let settled = matches!(halt, Halt::Stage(StopReason::Settled));
-            let undone = state.begin.take().filter(|begin| self.guessed_wrongly(stage, &best, begin, settled));
-            let went_back = undone.is_some();
-            if let Some(begin) = undone {
-                best = begin;
-                rounded = rounded.map(|_| false);
-            }
-            let (stop, all) = match halt {
-                Halt::All(stop) => (stop, true),
-                Halt::Stage(_) if went_back => (StopReason::Undone, false),
-                Halt::Stage(stop) => {
-                    let decided = matches!(stop, StopReason::LineSearch { .. } | StopReason::Completed { .. });
-                    let stop = if found_none && decided && rounded != Some(true) { StopReason::Undone } else { stop };
-                    match stage.abandon_above.filter(|limit| best.data_rms > *limit && !stop.left_out()) {
-                        Some(limit) => (StopReason::Abandoned { rms: best.data_rms, limit }, true),
-                        None => (stop, false),
-                    }
-                }
-            };
-            let next = self.settings.stages.get(state.stage + 1).filter(|next| next.continues(stage));
-            let at = state.at.take();
-            let (history, scale, restarts) =
-                at.as_ref().map_or((vec![], 1.0, 0), |at| (at.history.clone(), at.scale, at.solver.restarts()));
-            carried = at.filter(|_| next.is_some());
-            state.stages.push(StageSummary {
-                name: stage.name.clone(),
-                misfit: stage.misfit.to_string(),
-                iterations: if stage.newton.is_some() { state.step } else { history.len().saturating_sub(1) } as u64,
-                evaluations: state.ledger.stage_evaluations,
-                first_misfit: history.first().map_or(best.misfit, |first| first / scale),
-                last_misfit: best.misfit,
-                data_rms: best.data_rms,
-                restarts,
-                normal_matrices: std::mem::take(&mut state.ledger.stage_normal_matrices),
-                rounded,
-                stop: stop.clone(),
-            });
-            if all || state.stage + 1 == self.settings.stages.len() {
-                return Ok(self.outcome(state, best, stop, clock));
-            }
-            self.engine(stage).release();
-            state.stage += 1;
-            state.step = 0;
-            state.entry = best;
-            state.ledger.stage_evaluations = 0;
-        }
-    }
-
-    /// Why a stage that has not begun is left out, if it is.
-    fn left_out(&self, state: &mut State, stage: &Stage) -> Result<Option<StopReason>> {
-        let begun = state.at.is_some() || state.begin.is_some();
-        if begun || (stage.skip_below.is_none() && stage.only.is_none()) {
-            return Ok(None);
-        }
-        if state.entry.data_rms.is_nan() {
-            let one = std::slice::from_ref(&state.entry.model);
-            let synthetic = self.engine(stage).forward(one)?.remove(0);
-            state.entry.data_rms = self.data(stage).rms(&synthetic);
-        }
-        let rms = state.entry.data_rms;
-        if stage.skip_below.is_some_and(|limit| rms <= limit) {
-            return Ok(Some(StopReason::Skipped { rms }));
-        }
-        let kind = match Kind::of(&state.entry.model.vp) {
-            Kind::Patches if self.found_no_areas(state) => Kind::Interpolated,
-            kind => kind,
-        };
-        Ok(stage.only.filter(|only| !only.includes(kind)).map(|_| StopReason::OtherKind { kind }))
-    }
-
-    /// Whether a stage looked for areas in a map that fits the data, and these told that there are none: what lies between them
-    /// is not flat.
-    fn found_no_areas(&self, state: &State) -> bool {
-        let fits =
-            |n: &Newton| n.areas.is_some() && n.noise.first().is_some_and(|noise| state.entry.data_rms <= *noise);
-        let mut stages = self.settings.stages.iter().zip(&state.stages);
-        stages.any(|(stage, told)| stage.newton.as_ref().is_some_and(fits) && told.stop == StopReason::Undone)
-    }
-
-    fn outcome(&self, state: State, best: Best, stop: StopReason, clock: Clock) -> Outcome {
-        let mut masked = [&self.observed.bad[..], &self.observed.dead[..]].concat();
-        masked.sort_unstable();
-        Outcome {
-            mae: self.truth.map(|t| mean_absolute_error(t, &best.model)),
-            model: best.model,
-            start: state.start,
-            confidence: state.confidence,
-            data_rms: best.data_rms,
-            misfit: best.misfit,
-            evaluations: state.ledger.evaluations,
-            iterations: state.ledger.iterations,
-            normal_matrices: state.ledger.normal_matrices,
-            curvature_seconds: state.ledger.curvature_seconds,
-            seconds: clock.seconds(),
-            stop,
-            stages: state.stages,
-            masked,
-            attempts: vec![],
-        }
     }
 
     /// Checksum of all that decides the path of an inversion, limits left aside.

@@ -1,5 +1,6 @@
 //! Stages as data: which misfit, for how long, with which freedom; and the default schedule.
 
+use super::areas::FLAT;
 use super::newton::Newton;
 use super::rounding::Round;
 use super::variables::QuasiNewton;
@@ -66,7 +67,7 @@ const LONE_SHARE: f64 = 0.006;
 
 /// Share of the cells of a map (nz, nx) that belong to no flat area of a dozen cells or more.
 fn lone_share(map: &Array2<f64>) -> f64 {
-    let lone = patches(map, 0.5, 12).sizes.iter().filter(|&&n| n < 12).count();
+    let lone = patches(map, FLAT, 12).sizes.iter().filter(|&&n| n < 12).count();
     lone as f64 / map.len().max(1) as f64
 }
 

@@ -111,8 +111,9 @@ impl Inversion<'_> {
         let last = stages.last().expect("an inversion has a stage");
         self.add_known(&mut regularisers, last.vmin == Vmin::Tied)?;
         let space = Space::Cells(shape);
-        let h =
-            space.normal_matrix(self.curvature()?, self.engine(last), model, &Counted::all(&self.data(last).mask))?;
+        let (data, whole) = (self.data(last), || false);
+        let h = space.normal_matrix(&whole, self.curvature()?, self.engine(last), model, &Counted::all(&data.mask))?;
+        let h = h.expect("nothing stops it");
         let deviations = posterior(h, noise, &regularisers, model)?;
         let (cells, vmin) = deviations.split_at(deviations.len() - 1);
         let deviations = Array2::from_shape_vec(shape, cells.to_vec()).expect("one number a cell") * calibration;
@@ -189,7 +190,10 @@ mod tests {
         let cpu = Cpu::<f64>::new(survey.clone(), &CpuOptions::default()).unwrap();
         let curvature = Curvature::new(&survey, &CurvatureOptions::default()).unwrap();
         let mask = Mask::all(survey.gather_shape());
-        let h = Space::Cells(SHAPE).normal_matrix(&curvature, &cpu, &model, &Counted::all(&mask)).unwrap();
+        let h = Space::Cells(SHAPE)
+            .normal_matrix(&|| false, &curvature, &cpu, &model, &Counted::all(&mask))
+            .unwrap()
+            .unwrap();
         let covariance = Covariance { sigma: 120.0, length: 2.0, white: 25.0, mean_sigma: 100.0, slope_sigma: 0.0 };
         let process = GaussianProcess::new(covariance, vp, None).unwrap();
         Linear { model, h, regularisers: vec![Box::new(process)] }
