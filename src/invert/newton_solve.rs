@@ -45,19 +45,12 @@ pub(super) struct Solution {
 
 impl Problem<'_, '_> {
     /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
-    fn factor(&self, matrix: &Symmetric) -> Result<Llt<f64>> {
-        let n = matrix.len();
-        let largest = (0..n).map(|i| matrix.lower[(i, i)]).fold(0.0, f64::max);
+    fn factor(&self, matrix: &mut Symmetric) -> Result<Llt<f64>> {
+        let (n, matrix) = (matrix.len(), &mut matrix.lower);
+        let largest = (0..n).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
         for ridge in RIDGES {
-            let factor = match ridge {
-                0.0 => matrix.lower.llt(Side::Lower),
-                ridge => {
-                    let mut ridged = matrix.lower.clone();
-                    (0..n).for_each(|i| ridged[(i, i)] += ridge * largest);
-                    ridged.llt(Side::Lower)
-                }
-            };
-            if let Ok(factor) = factor {
+            (0..n).for_each(|i| matrix[(i, i)] += ridge * largest);
+            if let Ok(factor) = matrix.llt(Side::Lower) {
                 return Ok(factor);
             }
         }
@@ -87,13 +80,13 @@ impl Problem<'_, '_> {
             }
             let prior = self.prior_curvature(from, &x, &held);
             matrix.set_sum(&prior, weight, h);
-            let (moved, fresh) = self.newton_step(from, &mut x, h, (weight, &matrix), &mut factor, &held)?;
+            let (moved, fresh) = self.newton_step(from, &mut x, h, (weight, &mut matrix), &mut factor, &held)?;
             let beyond = if step < inner + HOLDS { self.beyond(from, &x, h, weight, &held) } else { vec![] };
             let done = beyond.is_empty() && (step >= inner || moved < STILL);
             if done {
                 let factor = match factor.take().filter(|_| fresh || !self.reuses_factor()) {
                     Some(factor) => factor,
-                    None => self.factor(&matrix)?,
+                    None => self.factor(&mut matrix)?,
                 };
                 if self.newton.exact > 0 {
                     x = match self.correct(from, x, (&prior, &factor), weight, &held, halt)? {
@@ -145,7 +138,7 @@ impl Problem<'_, '_> {
         from: &At,
         x: &mut [f64],
         h: &Symmetric,
-        (weight, matrix): (f64, &Symmetric),
+        (weight, matrix): (f64, &mut Symmetric),
         factor: &mut Option<Llt<f64>>,
         held: &[Held],
     ) -> Result<(f64, bool)> {
