@@ -204,7 +204,7 @@ impl<'a> Inversion<'a> {
         self
     }
 
-    /// Inverts from a start. What ends it early (limits, the flag) is a [`StopReason`], not an error.
+    /// Inverts from a start. What ends it early (limits, the flag) is a [`StopReason`](super::StopReason), not an error.
     ///
     /// Errors when the starting model cannot be made or evaluated, or when a checkpoint cannot be saved.
     pub fn run(&self, start: &Start, observer: &mut dyn Observer) -> Result<Outcome> {
