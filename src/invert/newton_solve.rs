@@ -213,7 +213,7 @@ impl Problem<'_, '_> {
     fn correct(
         &self,
         from: &At,
-        mut x: Vec<f64>,
+        x: Vec<f64>,
         (prior, factor): (&Symmetric, &Llt<f64>),
         weight: f64,
         held: &[Held],
@@ -222,28 +222,19 @@ impl Problem<'_, '_> {
         let hx = self.exact_product(&from.model, &x)?;
         let mut residual = self.model_gradient(from, &x, &hx, weight, held);
         residual.iter_mut().for_each(|r| *r = -*r);
-        let mut z = preconditioned(factor, &residual);
-        let mut direction = z.clone();
-        let mut rz = dot(&residual, &z);
+        let mut gradients = ConjugateGradients::new(factor, x, residual, &[]);
         for _ in 0..self.newton.exact {
             if let Some(halt) = halt() {
                 return Ok(Err(halt));
             }
-            let mut product = self.exact_product(&from.model, &direction)?;
-            product.iter_mut().zip(prior.times(&direction)).for_each(|(a, p)| *a = *a * weight + p);
-            let along = dot(&direction, &product);
-            if !(rz > 0.0 && along > 0.0) {
+            let direction = &gradients.direction;
+            let mut product = self.exact_product(&from.model, direction)?;
+            product.iter_mut().zip(prior.times(direction)).for_each(|(a, p)| *a = *a * weight + p);
+            if !gradients.step(product) {
                 break;
             }
-            let step = rz / along;
-            x.iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
-            residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= step * p);
-            z = preconditioned(factor, &residual);
-            let next = dot(&residual, &z);
-            direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + next / rz * *d);
-            rz = next;
         }
-        Ok(Ok(x))
+        Ok(Ok(gradients.x))
     }
 }
 
@@ -252,47 +243,80 @@ fn hold(unknown: usize, change: f64, h: &Symmetric, weight: f64) -> Held {
     Held { unknown, change, weight: STIFF * (1.0 + weight * h.lower[(unknown, unknown)]) }
 }
 
-/// The solution of a system by conjugate gradients, preconditioned by the factor of a similar matrix, where the components that
-/// are known are as they are. None where it is not found soon.
+/// Conjugate gradients on the way to the solution of a system, preconditioned by the factor of a similar matrix.
+struct ConjugateGradients<'f> {
+    factor: &'f Llt<f64>,
+    /// Components of the solution that are known, which stay as they are.
+    known: &'f [(usize, f64)],
+    x: Vec<f64>,
+    residual: Vec<f64>,
+    direction: Vec<f64>,
+    /// The residual's squared norm in the metric of the preconditioner.
+    rz: f64,
+}
+
+impl<'f> ConjugateGradients<'f> {
+    /// From a solution so far and its residual.
+    fn new(factor: &'f Llt<f64>, x: Vec<f64>, residual: Vec<f64>, known: &'f [(usize, f64)]) -> Self {
+        let mut start = Self { factor, known, x, residual, direction: vec![], rz: 0.0 };
+        known.iter().for_each(|&(i, _)| start.residual[i] = 0.0);
+        start.direction = start.preconditioned();
+        start.rz = dot(&start.residual, &start.direction);
+        start
+    }
+
+    /// The preconditioned residual, in which what is known has no part.
+    fn preconditioned(&self) -> Vec<f64> {
+        let mut z = preconditioned(self.factor, &self.residual);
+        self.known.iter().for_each(|&(i, _)| z[i] = 0.0);
+        z
+    }
+
+    /// One iteration, given the matrix's product with the direction; whether there was one, for nothing is left to gain where the
+    /// residual is zero or the matrix is not positive along the direction.
+    fn step(&mut self, mut product: Vec<f64>) -> bool {
+        self.known.iter().for_each(|&(i, _)| product[i] = 0.0);
+        let along = dot(&self.direction, &product);
+        if !(self.rz > 0.0 && along > 0.0) {
+            return false;
+        }
+        let step = self.rz / along;
+        self.x.iter_mut().zip(&self.direction).for_each(|(x, d)| *x += step * d);
+        self.residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= step * p);
+        let z = self.preconditioned();
+        let next = dot(&self.residual, &z);
+        let kept = next / self.rz;
+        self.direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + kept * *d);
+        self.rz = next;
+        true
+    }
+}
+
+/// The solution of a system where the components that are known are as they are. None where conjugate gradients do not find it soon.
 fn conjugate_gradients(
     matrix: &Symmetric,
     factor: &Llt<f64>,
     right: &[f64],
     known: &[(usize, f64)],
 ) -> Option<Vec<f64>> {
-    let free = |mut v: Vec<f64>| {
-        known.iter().for_each(|&(i, _)| v[i] = 0.0);
-        v
-    };
     let mut x = vec![0.0; right.len()];
     known.iter().for_each(|&(i, value)| x[i] = value);
     let mut residual = right.to_vec();
     if !known.is_empty() {
         residual.iter_mut().zip(matrix.times(&x)).for_each(|(r, p)| *r -= p);
-        residual = free(residual);
     }
-    let mut z = free(preconditioned(factor, &residual));
-    let mut direction = z.clone();
-    let mut rz = dot(&residual, &z);
-    let enough = SOLVED.powi(2) * rz;
+    let mut gradients = ConjugateGradients::new(factor, x, residual, known);
+    let enough = SOLVED.powi(2) * gradients.rz;
     for _ in 0..ITERATIONS {
-        if rz <= enough {
-            return Some(x);
+        if gradients.rz <= enough {
+            return Some(gradients.x);
         }
-        let product = free(matrix.times(&direction));
-        let along = dot(&direction, &product);
-        if !(rz > 0.0 && along > 0.0) {
+        let product = matrix.times(&gradients.direction);
+        if !gradients.step(product) {
             return None;
         }
-        let step = rz / along;
-        x.iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
-        residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= step * p);
-        z = free(preconditioned(factor, &residual));
-        let next = dot(&residual, &z);
-        direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + next / rz * *d);
-        rz = next;
     }
-    (rz <= enough).then_some(x)
+    (gradients.rz <= enough).then_some(gradients.x)
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
