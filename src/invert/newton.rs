@@ -100,8 +100,10 @@ pub(super) const MOST_BETWEEN: usize = 5;
 const WORTH: f64 = 0.95;
 /// Steps running that find no better map of areas and end a stage of them: cells move to the right side for a while without that.
 const PATIENCE: usize = 8;
-/// The same where the best map so far would be undone.
+/// The same where the best map so far has [`HOPELESS`] times the data rms with which it would be undone.
 const PATIENCE_WHERE_WRONG: usize = 3;
+/// Where areas are right, a few cells on the wrong side alone raise the data rms to 3.5 times what smooth edges leave, seen on OpenFWI's CurveFault_B.
+const HOPELESS: f64 = 2.0;
 /// Flat patches may raise the data rms by this factor at least: they leave out what fitted its noise.
 const FLAT_MAY_COST: f64 = 1.5;
 /// The same for areas that have settled, which a few cells on the wrong side hardly make worse maps.
@@ -289,7 +291,9 @@ impl<'i> Inversion<'i> {
         }
         // areas may yet settle
         let wrong = match (&state.ledger.best, &state.begin) {
-            (Some(best), Some(begin)) => self.guessed_wrongly(stage, best, begin, true),
+            (Some(best), Some(begin)) => {
+                self.may_cost(stage, begin, true).is_some_and(|rms| best.data_rms > HOPELESS * rms)
+            }
             _ => false,
         };
         let patience = if wrong { PATIENCE_WHERE_WRONG } else { PATIENCE };
@@ -299,9 +303,14 @@ impl<'i> Inversion<'i> {
     /// Whether a stage took a map to be flat where the data say that it is not: what it began with fits them better. Its areas may
     /// have settled.
     pub(super) fn guessed_wrongly(&self, stage: &Stage, now: &Best, begin: &Best, settled: bool) -> bool {
+        self.may_cost(stage, begin, settled).is_some_and(|rms| now.data_rms > rms)
+    }
+
+    /// The largest data rms with which a stage's map, taken to be flat, stands against the one that it began with.
+    fn may_cost(&self, stage: &Stage, begin: &Best, settled: bool) -> Option<f64> {
         let (cells, samples) = (begin.model.vp.len(), self.samples());
-        let may_cost = stage.newton.as_ref().and_then(|n| n.flat_may_cost(begin.data_rms, settled, cells, samples));
-        stage.until.is_none() && may_cost.is_some_and(|rms| now.data_rms > rms)
+        let newton = stage.newton.as_ref().filter(|_| stage.until.is_none())?;
+        newton.flat_may_cost(begin.data_rms, settled, cells, samples)
     }
 
     /// What ends evaluations in a stage.
