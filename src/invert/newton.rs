@@ -60,8 +60,8 @@ pub struct Newton {
     /// gradient always takes them all. Steps cost in proportion to the receivers taken; early ones are none the worse for it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub receiver_step: usize,
-    /// Steps between two noises, which come where the next one is less than two thirds of so many times the data rms, assume that: as long as what is not linear in the data is what they lack, it
-    /// is not to be fitted as if it were. Steps between two noises, which come where the next one is less than that, assume it.
+    /// Steps that come before each noise, as long as that is less than two thirds of so many times the data rms, assume the latter: what
+    /// is not linear in the data must not be fitted as if it were. The least is 1, the data rms itself.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub over_rms: f64,
     /// By what the standard deviations of the posterior under this stage's regularisers are to be multiplied, as errors found on
@@ -172,6 +172,13 @@ impl Newton {
         self.regularisers.iter().try_for_each(|r| r.validate())?;
         self.unknowns.validate(&self.regularisers)
     }
+}
+
+/// Steps running that find no better map of areas and end a stage of them, given the data rms of the best one so far and that with
+/// which it would be undone.
+fn patience(best: Option<f64>, may_cost: Option<f64>) -> usize {
+    let wrong = best.zip(may_cost).is_some_and(|(best, may_cost)| best > HOPELESS * may_cost);
+    if wrong { PATIENCE_WHERE_WRONG } else { PATIENCE }
 }
 
 /// What a stage is made of.
@@ -290,13 +297,8 @@ impl<'i> Inversion<'i> {
             return Some(Halt::Stage(StopReason::LineSearch { why: why() }));
         }
         // areas may yet settle
-        let wrong = match (&state.ledger.best, &state.begin) {
-            (Some(best), Some(begin)) => {
-                self.may_cost(stage, begin, true).is_some_and(|rms| best.data_rms > HOPELESS * rms)
-            }
-            _ => false,
-        };
-        let patience = if wrong { PATIENCE_WHERE_WRONG } else { PATIENCE };
+        let may_cost = state.begin.as_ref().and_then(|begin| self.may_cost(stage, begin, true));
+        let patience = patience(state.ledger.best.as_ref().map(|best| best.data_rms), may_cost);
         (state.stale >= patience).then_some(Halt::Stage(StopReason::Wandering { steps: state.stale }))
     }
 
@@ -356,7 +358,20 @@ impl<'a, 'i> Problem<'a, 'i> {
 
 #[cfg(test)]
 mod tests {
+    use super::patience;
     use crate::family::Recipe;
+
+    #[test]
+    fn areas_that_fit_six_times_worse_than_what_they_began_with_are_given_three_steps() {
+        let recipe = Recipe::named("layered", 1e-3).unwrap();
+        let areas = recipe.stages.iter().find(|s| s.name == "areas").and_then(|s| s.newton.as_ref()).unwrap();
+        let may_cost = areas.flat_may_cost(1e-4, true, 4900, 350_000);
+        assert_eq!(patience(Some(6.1e-4), may_cost), 3);
+        assert_eq!(patience(Some(5.9e-4), may_cost), 8);
+        // no map of areas yet, or a stage whose map need not be flat
+        assert_eq!(patience(None, may_cost), 8);
+        assert_eq!(patience(Some(1.0), None), 8);
+    }
 
     #[test]
     fn flat_maps_may_cost_a_nat_a_cell() {
