@@ -123,6 +123,25 @@ fn converges_and_respects_the_bounds() {
 }
 
 #[test]
+fn stages_after_progress_are_left_out_where_there_was_none() {
+    let p = Reference::new(tiny()).unwrap();
+    let observed = observe(&p);
+    let (idle, next) =
+        (Stage { max_evals: Some(1), ..l2() }, Stage { after_progress: true, max_evals: Some(6), ..l2() });
+    // the first stage gives the source's cell its velocity
+    let stops = |first: Stage| {
+        let stages = vec![first.clone(), first, next.clone(), next.clone()];
+        let out = Inversion::new(&p, &observed, settings(stages, 40)).unwrap().run(&near(), &mut ()).unwrap();
+        out.stages.iter().map(|s| (s.moved, s.stop.to_string())).collect::<Vec<_>>()
+    };
+    // one evaluation leaves the map as it was, and so does a stage that is left out
+    let nothing_new = (false, "left out: the stage before left the map as it was".to_string());
+    assert_eq!(stops(idle)[2..], [nothing_new.clone(), nothing_new]);
+    let spent = (true, "all 6 evaluations are spent".to_string());
+    assert_eq!(stops(Stage { max_evals: Some(6), ..l2() })[1..], [spent.clone(), spent.clone(), spent]);
+}
+
+#[test]
 fn stages_run_in_order_and_are_summed_up() {
     let p = Reference::new(tiny()).unwrap();
     let observed = observe(&p);

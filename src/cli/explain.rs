@@ -159,6 +159,9 @@ fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
     if let Some(kind) = stage.only {
         lines.push(format!("left out unless the map is one of {kind}"));
     }
+    if stage.after_progress {
+        lines.push("left out where the stage before leaves the map as it was".into());
+    }
     if let Some(most) = stage.newton.as_ref().map(|n| n.polish).filter(|most| *most > 0) {
         lines.push(format!("each step polished by L-BFGS, {most} evaluations at most"));
     }

@@ -1,4 +1,4 @@
-//! Sums `A' A` over panels of rows, tile by tile: in f64, or in f32 within a panel and in f64 over them.
+//! Sums `A' A` over panels of rows, tile by tile: in f64, or in f32 over a few panels and in f64 over these.
 //!
 //! Waves take their time to what lies deep: the rows of a panel come in the order of time, and a tile of columns is taken to
 //! be zero, as it is but for rounding, up to the first row in which it sounds. That leaves out about a third of the products.
@@ -9,12 +9,15 @@ use crate::wave::cpu::schedule::Pool;
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular};
 use faer::traits::ComplexField;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par, get_global_parallelism};
 use std::ops::Range;
 use std::sync::Mutex;
 
 /// Columns of a tile: there is work for many threads; sizes from 256 to 1225 run at the same rate, that of large products.
 const TILE: usize = 448;
+
+/// Panels whose squares are summed in f32, where they are, before they are added to what is in f64.
+pub const TOGETHER: usize = 4;
 
 /// Share of a tile's largest entry in a panel below which it does not sound yet.
 const SILENT: f32 = 5e-4;
@@ -39,23 +42,6 @@ impl Symmetric {
         }
     }
 
-    /// Adds a multiple of another matrix of the same order.
-    pub fn add(&mut self, by: f64, other: &Symmetric) {
-        for j in 0..self.len() {
-            let to = &mut self.lower.col_as_slice_mut(j)[j..];
-            to.iter_mut().zip(&other.lower.col_as_slice(j)[j..]).for_each(|(a, b)| *a += by * b);
-        }
-    }
-
-    /// Makes it the sum of another one of the same order and a multiple of a third.
-    pub fn set_sum(&mut self, one: &Symmetric, by: f64, other: &Symmetric) {
-        for j in 0..self.len() {
-            let to = &mut self.lower.col_as_slice_mut(j)[j..];
-            let both = one.lower.col_as_slice(j)[j..].iter().zip(&other.lower.col_as_slice(j)[j..]);
-            to.iter_mut().zip(both).for_each(|(t, (a, b))| *t = a + by * b);
-        }
-    }
-
     /// Order of the matrix.
     pub fn len(&self) -> usize {
         self.lower.nrows()
@@ -68,9 +54,24 @@ impl Symmetric {
 
     /// The product with a vector.
     pub fn times(&self, x: &[f64]) -> Vec<f64> {
-        let n = self.len();
-        let mut y = vec![0.0; n];
-        for j in 0..n {
+        // the left columns hold as much of the triangle as those right of them
+        let (n, left) = (self.len(), (self.len() as f64 * (1.0 - 0.5f64.sqrt())) as usize);
+        let halves = (|| self.columns_times(0..left, x), || self.columns_times(left..n, x));
+        let (mut y, rest) = match get_global_parallelism() {
+            Par::Seq => (halves.0(), halves.1()),
+            _ => std::thread::scope(|scope| {
+                let rest = scope.spawn(halves.1);
+                (halves.0(), rest.join().expect("sums do not panic"))
+            }),
+        };
+        y.iter_mut().zip(rest).for_each(|(y, r)| *y += r);
+        y
+    }
+
+    /// The share of some columns, and of the rows that are their mirror images, in the product.
+    fn columns_times(&self, columns: Range<usize>, x: &[f64]) -> Vec<f64> {
+        let mut y = vec![0.0; self.len()];
+        for j in columns {
             let (first, below) = self.lower.col_as_slice(j)[j..].split_first().expect("a diagonal");
             let (xj, (here, y)) = (x[j], y[j..].split_first_mut().expect("a diagonal"));
             let x = &x[j + 1..];
@@ -93,14 +94,6 @@ impl Symmetric {
     }
 }
 
-/// Bytes of a sum of order `n` as it grows.
-pub fn bytes(n: usize) -> u64 {
-    // one more column at most has a tile of its own
-    let count = n.div_ceil(TILE) as u64 + 1;
-    let tile = TILE.min(n) as u64;
-    8 * (count * (count + 1) / 2) * tile * tile
-}
-
 /// The first row of a panel in which any of the columns sounds.
 fn first_sounding(rows: &[f32], n: usize, columns: &Range<usize>) -> usize {
     let peak = |row: &[f32]| row[columns.clone()].iter().fold(0.0f32, |m, x| m.max(x.abs()));
@@ -110,12 +103,30 @@ fn first_sounding(rows: &[f32], n: usize, columns: &Range<usize>) -> usize {
 }
 
 /// Adds a tile, or its lower triangle.
-fn add(to: &mut Mat<f64>, tile: &Mat<f32>, lower: bool) {
+fn add(mut to: MatMut<f64>, tile: &Mat<f32>, lower: bool) {
     for j in 0..to.ncols() {
         let first = if lower { j } else { 0 };
         let from = &tile.col_as_slice(j)[first..];
-        to.col_as_slice_mut(j)[first..].iter_mut().zip(from).for_each(|(t, x)| *t += f64::from(*x));
+        let column = to.as_mut().col_mut(j).try_as_col_major_mut().expect("columns lie together").as_slice_mut();
+        column[first..].iter_mut().zip(from).for_each(|(t, x)| *t += f64::from(*x));
     }
+}
+
+/// Tiles (i, j) of a lower triangle, j <= i, row by row.
+fn tiles<'m>(lower: MatMut<'m, f64>, columns: &[Range<usize>]) -> Vec<(usize, usize, Mutex<MatMut<'m, f64>>)> {
+    let (mut tiles, mut rest) = (vec![], lower);
+    for (j, of) in columns.iter().enumerate() {
+        let (block, after) = rest.split_at_col_mut(of.len());
+        rest = after;
+        let mut below = block.split_at_row_mut(of.start).1;
+        for (i, rows) in columns.iter().enumerate().skip(j) {
+            let (tile, after) = below.split_at_row_mut(rows.len());
+            below = after;
+            tiles.push((i, j, Mutex::new(tile)));
+        }
+    }
+    tiles.sort_by_key(|(i, j, _)| (*i, *j));
+    tiles
 }
 
 /// The sum as it grows.
@@ -123,53 +134,56 @@ pub struct Gram {
     n: usize,
     precision: Precision,
     columns: Vec<Range<usize>>,
-    /// Tiles (i, j) of the lower triangle, j <= i, row by row.
-    tiles: Vec<(usize, usize, Mutex<Mat<f64>>)>,
+    /// The lower triangle so far.
+    lower: Mat<f64>,
 }
 
 impl Gram {
-    /// Nothing yet, of order `n` and one more if there is an `extra` column, which may sound when no other does.
-    pub fn new(n: usize, extra: bool, precision: Precision) -> Self {
+    /// Nothing yet, of order `n` and one more if there is an `extra` column, which may sound when no other does, in the memory of a
+    /// matrix of the same order.
+    pub fn new(n: usize, extra: bool, precision: Precision, mut lower: Mat<f64>) -> Self {
+        (0..lower.ncols()).for_each(|j| lower.col_as_slice_mut(j)[j..].fill(0.0));
         let mut columns: Vec<_> = (0..n).step_by(TILE).map(|first| first..n.min(first + TILE)).collect();
         columns.extend(extra.then(|| n..n + 1));
-        let tiles = (0..columns.len())
-            .flat_map(|i| (0..=i).map(move |j| (i, j)))
-            .map(|(i, j)| (i, j, Mutex::new(Mat::zeros(columns[i].len(), columns[j].len()))))
-            .collect();
-        Self { n: n + usize::from(extra), precision, columns, tiles }
+        Self { n: n + usize::from(extra), precision, columns, lower }
     }
 
-    /// Adds the squares of panels, one after the other, so that neither their number in a call nor the threads matter; the
-    /// number of operations.
+    /// Adds the squares of panels, so many together and one after the other, so that the threads do not matter, nor the number of
+    /// panels in a call but the last if it is a multiple of [`TOGETHER`]; the number of operations.
     pub fn add(&mut self, pool: &Pool, panels: &[Panel]) -> f64 {
-        if self.n == 0 {
+        let (n, columns) = (self.n, &self.columns);
+        if n == 0 {
             return 0.0;
         }
-        let first: Vec<Vec<usize>> = pool
-            .map(panels.len(), |p| self.columns.iter().map(|c| first_sounding(&panels[p].values, self.n, c)).collect());
+        let first: Vec<Vec<usize>> =
+            pool.map(panels.len(), |p| columns.iter().map(|c| first_sounding(&panels[p].values, n, c)).collect());
         let doubled: Vec<Vec<f64>> = match self.precision {
             Precision::F32 => vec![],
             Precision::F64 => pool.map(panels.len(), |p| panels[p].values.iter().map(|&x| f64::from(x)).collect()),
         };
-        let flops = pool.map(self.tiles.len(), |t| {
-            let (i, j, tile) = &self.tiles[t];
+        let tiles = tiles(self.lower.as_mut(), columns);
+        let flops = pool.map(tiles.len(), |t| {
+            let (i, j, tile) = &tiles[t];
             let mut tile = tile.lock().unwrap_or_else(|e| e.into_inner());
             let (h, w) = (tile.nrows(), tile.ncols());
             let mut single = if doubled.is_empty() { Mat::zeros(h, w) } else { Mat::zeros(0, 0) };
-            let mut flops = 0.0;
+            let (mut flops, mut held, of) = (0.0, false, (&columns[*i], &columns[*j]));
             for (p, first) in first.iter().enumerate() {
-                let silent = first[*i].max(first[*j]) * self.n;
-                let count = panels[p].values.len() / self.n - silent / self.n;
-                if count == 0 {
-                    continue;
-                }
+                let silent = first[*i].max(first[*j]) * n;
+                let count = panels[p].values.len() / n - silent / n;
                 flops += (if i == j { 1.0 } else { 2.0 }) * (h * w * count) as f64;
                 match doubled.get(p) {
-                    None => {
-                        self.square(&panels[p].values[silent..], (*i, *j), Accum::Replace, single.as_mut());
-                        add(&mut tile, &single, i == j);
+                    None if count > 0 => {
+                        let accum = if held { Accum::Add } else { Accum::Replace };
+                        square(&panels[p].values[silent..], n, of, accum, single.as_mut());
+                        held = true;
                     }
-                    Some(rows) => self.square(&rows[silent..], (*i, *j), Accum::Add, tile.as_mut()),
+                    Some(rows) if count > 0 => square(&rows[silent..], n, of, Accum::Add, tile.as_mut()),
+                    _ => {}
+                }
+                if held && ((p + 1) % TOGETHER == 0 || p + 1 == panels.len()) {
+                    add(tile.as_mut(), &single, i == j);
+                    held = false;
                 }
             }
             flops
@@ -177,27 +191,20 @@ impl Gram {
         flops.iter().sum()
     }
 
-    /// A tile's part of the square of some rows.
-    fn square<T: ComplexField>(&self, rows: &[T], (i, j): (usize, usize), accum: Accum, to: MatMut<T>) {
-        use BlockStructure::{Rectangular, TriangularLower};
-        let a = MatRef::from_row_major_slice(rows, rows.len() / self.n, self.n);
-        let columns = |k: usize, width| a.subcols(self.columns[k].start, width);
-        let (left, right) = (columns(i, to.nrows()).transpose(), columns(j, to.ncols()));
-        if i == j {
-            triangular(to, TriangularLower, accum, left, Rectangular, right, Rectangular, T::one_impl(), Par::Seq);
-        } else {
-            matmul(to, accum, left, right, T::one_impl(), Par::Seq);
-        }
-    }
-
     /// The sum.
     pub fn finish(self) -> Symmetric {
-        let mut lower = Mat::zeros(self.n, self.n);
-        for (i, j, tile) in self.tiles {
-            let tile = tile.into_inner().unwrap_or_else(|e| e.into_inner());
-            let (row, column) = (self.columns[i].start, self.columns[j].start);
-            lower.as_mut().submatrix_mut(row, column, tile.nrows(), tile.ncols()).copy_from(&tile);
-        }
-        Symmetric { lower }
+        Symmetric { lower: self.lower }
+    }
+}
+
+/// A tile's part of the square of some rows of `n` columns.
+fn square<T: ComplexField>(rows: &[T], n: usize, (i, j): (&Range<usize>, &Range<usize>), accum: Accum, to: MatMut<T>) {
+    use BlockStructure::{Rectangular, TriangularLower};
+    let a = MatRef::from_row_major_slice(rows, rows.len() / n, n);
+    let (left, right) = (a.subcols(i.start, i.len()).transpose(), a.subcols(j.start, j.len()));
+    if i == j {
+        triangular(to, TriangularLower, accum, left, Rectangular, right, Rectangular, T::one_impl(), Par::Seq);
+    } else {
+        matmul(to, accum, left, right, T::one_impl(), Par::Seq);
     }
 }

@@ -29,8 +29,9 @@ pub use gram::Symmetric;
 use crate::misfit::FilteredL2;
 use crate::wave::{CpuOptions, Precision, Propagator, build, cpu::schedule::Pool};
 use crate::{Error, Gather, Mask, Model, Position, Result, Survey};
+use faer::Mat;
 use fields::{Fields, Recorder, Region};
-use gram::Gram;
+use gram::{Gram, TOGETHER};
 use spectra::{Block, Timing};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -114,6 +115,9 @@ pub struct Curvature {
     timing: Timing,
     every: f64,
     every_double: f64,
+    /// Memory for the matrices of the next step: what is given back to the system comes anew page by page, cleared, which
+    /// can take longer than a factor.
+    kept: Mutex<Vec<Mat<f64>>>,
 }
 
 impl Curvature {
@@ -131,7 +135,8 @@ impl Curvature {
         let cpu = CpuOptions { threads: options.threads, ..CpuOptions::default() };
         let region = Region::new(survey, options.margin);
         let CurvatureOptions { every, every_double, .. } = *options;
-        Ok(Self { survey: survey.clone(), long: build(long, &cpu)?, pool, region, timing, every, every_double })
+        let (survey, long, kept) = (survey.clone(), build(long, &cpu)?, Mutex::default());
+        Ok(Self { survey, long, pool, region, timing, every, every_double, kept })
     }
 
     /// `J' J` over the columns at a model, for the traces and samples that count: `columns.len()` squared, in the data's
@@ -181,10 +186,12 @@ impl Curvature {
         let filtered = extra.zip(filter).map(|(e, f)| f.record(e, mask));
         let extra = filtered.as_ref().or(extra);
         let traces = Traces { survey, timing, region, model, mask, columns, sources, rows, extra };
-        let mut gram = Gram::new(columns.len(), extra.is_some(), counted.precision);
+        let lower = self.take(columns.len() + usize::from(extra.is_some()));
+        let mut gram = Gram::new(columns.len(), extra.is_some(), counted.precision, lower);
         let (receivers, weight) = counted.receivers();
-        for some in receivers.chunks(4 * self.pool.threads()) {
+        for some in receivers.chunks(TOGETHER * self.pool.threads()) {
             if stop() {
+                self.keep(gram.finish().lower);
                 return Ok(None);
             }
             let panels = self.pool.map(some.len(), |i| self.panel(&traces, some[i], &parts));
@@ -219,8 +226,22 @@ impl Curvature {
         // a panel's rows twice while it is made; four a thread, which are squared in f64
         let panel = shots * rows * n;
         let work = threads * (fields + simulation + products + trace + 8 * panel) + 4 * threads * 12 * panel;
-        let tiles = gram::bytes(unknowns);
-        sources + tiles + work.max(8 * n * n)
+        sources + 8 * n * n + work
+    }
+
+    /// A square matrix of an order, whatever is in it: one that was kept, if there is one.
+    pub(crate) fn take(&self, order: usize) -> Mat<f64> {
+        let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
+        kept.retain(|m| m.nrows() == order);
+        kept.pop().unwrap_or_else(|| Mat::zeros(order, order))
+    }
+
+    /// Keeps a matrix until one of another order is taken, a normal matrix or its factor but no third.
+    pub(crate) fn keep(&self, matrix: Mat<f64>) {
+        let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
+        if kept.len() < 2 {
+            kept.push(matrix);
+        }
     }
 
     fn check(&self, counted: &Counted, columns: &Columns) -> Result<()> {

@@ -66,19 +66,17 @@ impl Stage {
             most_normal_matrices: most_steps,
             most_products: products * most_steps,
             unknowns,
-            bytes: bytes(newton, unknowns as u64, cells as u64 + 1, curvature),
+            bytes: bytes(newton, unknowns as u64, curvature),
         })
     }
 }
 
-/// Most bytes of a step: first those of the normal matrix, then it, the regularisers' curvature (which is made over all
-/// cells), the sum of both and its factor, which the correction of a step keeps; or the sum, the curvature, the factor and what
-/// decides about areas.
-fn bytes(newton: &Newton, n: u64, cells: u64, curvature: &Curvature) -> u64 {
-    let dense = if newton.unknowns == Unknowns::Cells { 0 } else { 8 * cells * cells };
+/// Most bytes of a step: those of the normal matrix and the memory of the factor; or both and what decides about areas, the whole
+/// curvature included.
+fn bytes(newton: &Newton, n: u64, curvature: &Curvature) -> u64 {
     let square = 8 * n * n;
-    let areas = if newton.areas.is_some() { 3 * square + areas::MOST_BYTES } else { 0 };
-    curvature.bytes(n as usize).max(4 * square).max(2 * square + dense).max(areas)
+    let areas = if newton.areas.is_some() { square + areas::MOST_BYTES } else { 0 };
+    (curvature.bytes(n as usize) + square).max(2 * square + areas)
 }
 
 /// Unknowns without `vmin`, at most.

@@ -1,6 +1,7 @@
 //! The driver: stages one after the other.
 
 use super::newton::Newton;
+use super::newton_step::largest_change;
 use super::objective::{Clock, Halt, mean_absolute_error};
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::run::Inversion;
@@ -8,6 +9,9 @@ use super::stage::{Kind, Stage};
 use super::state::{At, Best, State};
 use crate::{Error, Result};
 use std::time::Instant;
+
+/// Largest change of a cell, m/s, that is but rounding of what optimisers make of velocities.
+const STILL: f64 = 1e-6;
 
 /// A stage that has ended.
 struct Ended {
@@ -27,7 +31,10 @@ impl Inversion<'_> {
         loop {
             let stage = &self.settings().stages[state.stage];
             let halt = self.run_one(&mut state, stage, &mut carried, clock, observer)?;
+            let begin = state.begin.clone();
             let Ended { best, stop, all, rounded } = self.end_stage(&mut state, stage, halt)?;
+            // stages that do not tell what they began with begin with the entry
+            let moved = largest_change(&begin.as_ref().unwrap_or(&state.entry).model, &best.model) > STILL;
             let next = self.settings().stages.get(state.stage + 1).filter(|next| next.continues(stage));
             let at = state.at.take();
             let (history, scale, restarts) =
@@ -37,6 +44,7 @@ impl Inversion<'_> {
                 name: stage.name.clone(),
                 misfit: stage.misfit.to_string(),
                 iterations: if stage.newton.is_some() { state.step } else { history.len().saturating_sub(1) } as u64,
+                moved,
                 evaluations: state.ledger.stage_evaluations,
                 first_misfit: history.first().map_or(best.misfit, |first| first / scale),
                 last_misfit: best.misfit,
@@ -118,7 +126,13 @@ impl Inversion<'_> {
     /// Why a stage that has not begun is left out, if it is.
     fn left_out(&self, state: &mut State, stage: &Stage) -> Result<Option<StopReason>> {
         let begun = state.at.is_some() || state.begin.is_some();
-        if begun || (stage.skip_below.is_none() && stage.only.is_none()) {
+        if begun {
+            return Ok(None);
+        }
+        if stage.after_progress && state.stages.last().is_some_and(|s| !s.moved) {
+            return Ok(Some(StopReason::NothingNew));
+        }
+        if stage.skip_below.is_none() && stage.only.is_none() {
             return Ok(None);
         }
         if state.entry.data_rms.is_nan() {
@@ -221,6 +235,7 @@ mod tests {
             name: stage.name.clone(),
             misfit: stage.misfit.to_string(),
             iterations: 1,
+            moved: true,
             evaluations: 1,
             first_misfit: 1.0,
             last_misfit: 1.0,

@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn one_step_is_enough_with_the_inverse_hessian() {
         let matrix = faer::Mat::from_fn(3, 3, |i, j| A[i][j]);
-        let solver = Lbfgs::preconditioned(matrix.llt(faer::Side::Lower).unwrap(), 5);
+        let solver = Lbfgs::preconditioned(crate::invert::factor::Factor::of(matrix).ok().unwrap(), 5);
         let start = |s: Iterate| s.param(vec![7.0, -3.0, 2.0]).max_iters(1);
         let result = Executor::new(Bowl, solver).configure(start).ctrlc(false).run().unwrap();
         let x = result.state.get_best_param().unwrap().clone();

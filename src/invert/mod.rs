@@ -14,6 +14,7 @@ mod batch;
 mod cost;
 mod drive;
 mod encoding;
+mod factor;
 mod fallback;
 pub mod lbfgs;
 mod lbfgs_stage;

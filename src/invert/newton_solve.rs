@@ -1,13 +1,13 @@
 //! The linear part of a Gauss-Newton step: the unknowns' change that minimises the linearised data and the regularisers.
 
+use super::factor::Factor;
 use super::linear::Linear;
 use super::newton::{Problem, VMIN_STEP};
 use super::newton_step::At;
 use super::objective::Halt;
 use crate::curvature::Symmetric;
 use crate::{Error, Model, Result};
-use faer::linalg::solvers::{Llt, Solve};
-use faer::{Mat, Side};
+use faer::Mat;
 
 /// What is added to the diagonal, as a share of its largest entry, until the matrix is positive definite.
 const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
@@ -38,26 +38,65 @@ pub(super) struct Solution {
     /// The unknowns' change.
     pub x: Vec<f64>,
     /// Of the whole curvature, or of one like it.
-    pub factor: Llt<f64>,
-    /// The curvature without the data's.
-    pub prior: Symmetric,
+    pub factor: Factor,
+    /// The whole curvature, where the step ends in areas.
+    pub matrix: Option<Symmetric>,
+}
+
+/// The curvature of an inner step's objective.
+struct Quadratic<'q, 'a, 'i> {
+    problem: &'q Problem<'a, 'i>,
+    /// That of the data, and what it is multiplied by.
+    h: &'q Symmetric,
+    weight: f64,
+    /// Where the regularisers are majorised, and the derivatives of the cells' velocities by their unknowns.
+    at: Model,
+    slopes: Vec<f64>,
+    held: &'q [Held],
+}
+
+impl Quadratic<'_, '_, '_> {
+    /// Makes it a matrix's lower triangle.
+    fn fill(&self, lower: &mut Mat<f64>) {
+        let n = self.h.len();
+        for j in 0..n {
+            let to = &mut lower.col_as_slice_mut(j)[j..];
+            to.iter_mut().zip(&self.h.lower.col_as_slice(j)[j..]).for_each(|(t, h)| *t = self.weight * h);
+        }
+        let (space, regularisers) = (&self.problem.space, &self.problem.regularisers);
+        space.add_curvature(regularisers, &self.at, &self.slopes, lower.as_mut());
+        lower[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
+        self.held.iter().for_each(|k| lower[(k.unknown, k.unknown)] += k.weight);
+    }
+
+    /// Its product with a vector, given that of the data's part.
+    fn product(&self, hx: &[f64], x: &[f64]) -> Vec<f64> {
+        let (space, regularisers) = (&self.problem.space, &self.problem.regularisers);
+        let mut y = space.curvature_times(regularisers, &self.at, &self.slopes, x);
+        y.iter_mut().zip(hx).for_each(|(y, hx)| *y += self.weight * hx);
+        y[x.len() - 1] += x[x.len() - 1] * VMIN_STEP.powi(-2);
+        self.held.iter().for_each(|k| y[k.unknown] += k.weight * x[k.unknown]);
+        y
+    }
+
+    /// Its Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
+    fn factor(&self, mut memory: Mat<f64>) -> Result<Factor> {
+        for ridge in RIDGES {
+            self.fill(&mut memory);
+            let n = memory.nrows();
+            let largest = (0..n).map(|i| memory[(i, i)]).fold(0.0, f64::max);
+            (0..n).for_each(|i| memory[(i, i)] += ridge * largest);
+            memory = match Factor::of(memory) {
+                Ok(factor) => return Ok(factor),
+                Err(memory) => memory,
+            };
+        }
+        let what = "the normal matrix is not positive definite; give the stage a regulariser";
+        Err(Error::Numerical(format!("stage \"{}\": {what}", self.problem.stage.name)))
+    }
 }
 
 impl Problem<'_, '_> {
-    /// The Cholesky factor, of a matrix with as much on its diagonal as rounding makes necessary.
-    fn factor(&self, matrix: &mut Symmetric) -> Result<Llt<f64>> {
-        let (n, matrix) = (matrix.len(), &mut matrix.lower);
-        let largest = (0..n).map(|i| matrix[(i, i)]).fold(0.0, f64::max);
-        for ridge in RIDGES {
-            (0..n).for_each(|i| matrix[(i, i)] += ridge * largest);
-            if let Ok(factor) = matrix.llt(Side::Lower) {
-                return Ok(factor);
-            }
-        }
-        let what = "the normal matrix is not positive definite; give the stage a regulariser";
-        Err(Error::Numerical(format!("stage \"{}\": {what}", self.stage.name)))
-    }
-
     /// The unknowns' change that minimises the linearised data and the regularisers, by Newton steps on the majorised
     /// regularisers; unknowns at a bound are held there as far as the gradient pushes them out (Bertsekas 1982, projected Newton
     /// methods), others that leave the bounds from the next of these steps on. The first one's matrix is factorised; where the
@@ -72,29 +111,34 @@ impl Problem<'_, '_> {
         let (weight, inner) = (noise.powi(-2), self.newton.inner);
         let mut x = vec![0.0; h.len()];
         let mut held = self.pushed_out(from, h, weight);
-        let mut matrix = Symmetric { lower: Mat::zeros(h.len(), h.len()) };
         let mut factor = None;
         for step in 1.. {
             if let Some(halt) = halt() {
                 return Ok(Err(halt));
             }
-            let prior = self.prior_curvature(from, &x, &held);
-            matrix.set_sum(&prior, weight, h);
-            let (moved, fresh) = self.newton_step(from, &mut x, h, (weight, &mut matrix), &mut factor, &held)?;
+            let at = self.moved(&from.model, &x);
+            let slopes = self.slopes(&from.model, &at);
+            let quadratic = Quadratic { problem: self, h, weight, at, slopes, held: &held };
+            let (moved, fresh) = self.newton_step(from, &mut x, &quadratic, &mut factor)?;
             let beyond = if step < inner + HOLDS { self.beyond(from, &x, h, weight, &held) } else { vec![] };
             let done = beyond.is_empty() && (step >= inner || moved < STILL);
             if done {
-                let factor = match factor.take().filter(|_| fresh || !self.reuses_factor()) {
-                    Some(factor) => factor,
-                    None => self.factor(&mut matrix)?,
+                let factor = match factor.take() {
+                    Some(factor) if fresh || !self.reuses_factor() => factor,
+                    other => quadratic.factor(self.memory(other, h.len())?)?,
                 };
                 if self.newton.exact > 0 {
-                    x = match self.correct(from, x, (&prior, &factor), weight, &held, halt)? {
+                    x = match self.correct(from, x, (&quadratic, &factor), halt)? {
                         Ok(x) => x,
                         Err(halt) => return Ok(Err(halt)),
                     };
                 }
-                return Ok(Ok(Solution { x, factor, prior }));
+                let matrix = self.newton.areas.map(|_| {
+                    let mut lower = Mat::zeros(h.len(), h.len());
+                    quadratic.fill(&mut lower);
+                    Symmetric { lower }
+                });
+                return Ok(Ok(Solution { x, factor, matrix }));
             }
             held.extend(beyond);
         }
@@ -125,6 +169,12 @@ impl Problem<'_, '_> {
         velocities.iter().enumerate().filter_map(leaves).filter(|k| !known(k.unknown)).collect()
     }
 
+    /// Memory for a factor: that of the last one.
+    fn memory(&self, last: Option<Factor>, order: usize) -> Result<Mat<f64>> {
+        let curvature = self.inversion.curvature()?;
+        Ok(last.map_or_else(|| curvature.take(order), Factor::into_memory))
+    }
+
     /// Whether the factor serves as a preconditioner once the step is solved for.
     fn reuses_factor(&self) -> bool {
         self.newton.exact > 0 || self.newton.polish > 0
@@ -137,22 +187,22 @@ impl Problem<'_, '_> {
         &self,
         from: &At,
         x: &mut [f64],
-        h: &Symmetric,
-        (weight, matrix): (f64, &mut Symmetric),
-        factor: &mut Option<Llt<f64>>,
-        held: &[Held],
+        quadratic: &Quadratic,
+        factor: &mut Option<Factor>,
     ) -> Result<(f64, bool)> {
+        let &Quadratic { h, weight, held, .. } = quadratic;
         let gradient = self.model_gradient(from, x, &h.times(x), weight, held);
         let known: Vec<(usize, f64)> = held.iter().map(|k| (k.unknown, x[k.unknown] - k.change)).collect();
         // which area a cell belongs to is a matter of nats: steps that end in areas are solved for exactly
         let last = factor.as_ref().filter(|_| self.newton.areas.is_none());
-        let by_last = last.and_then(|factor| conjugate_gradients(matrix, factor, &gradient, &known));
+        let times = |x: &[f64]| quadratic.product(&h.times(x), x);
+        let by_last = last.and_then(|factor| conjugate_gradients(times, factor, &gradient, &known));
         let fresh = by_last.is_none();
         let step = match by_last {
             Some(step) => step,
             None => {
-                drop(factor.take());
-                preconditioned(factor.insert(self.factor(matrix)?), &gradient)
+                let memory = self.memory(factor.take(), h.len())?;
+                factor.insert(quadratic.factor(memory)?).solve(&gradient)
             }
         };
         x.iter_mut().zip(&step).for_each(|(x, s)| *x -= s);
@@ -165,16 +215,6 @@ impl Problem<'_, '_> {
             Linear::Velocity => vec![],
             linear => from.vp.iter().zip(&to.vp).map(|(v, to)| linear.slope(*v, *to)).collect(),
         }
-    }
-
-    /// The regularisers' curvature at a change of the unknowns, and what keeps `vmin` from running away.
-    fn prior_curvature(&self, from: &At, x: &[f64], held: &[Held]) -> Symmetric {
-        let at = self.moved(&from.model, x);
-        let mut lower = self.space.curvature(&self.regularisers, &at, &self.slopes(&from.model, &at));
-        let n = lower.ncols();
-        lower[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
-        held.iter().for_each(|k| lower[(k.unknown, k.unknown)] += k.weight);
-        Symmetric { lower }
     }
 
     /// The derivative of the linearised objective at a change `x`, with `hx = J' J x`.
@@ -214,13 +254,11 @@ impl Problem<'_, '_> {
         &self,
         from: &At,
         x: Vec<f64>,
-        (prior, factor): (&Symmetric, &Llt<f64>),
-        weight: f64,
-        held: &[Held],
+        (quadratic, factor): (&Quadratic, &Factor),
         halt: &dyn Fn() -> Option<Halt>,
     ) -> Result<std::result::Result<Vec<f64>, Halt>> {
         let hx = self.exact_product(&from.model, &x)?;
-        let mut residual = self.model_gradient(from, &x, &hx, weight, held);
+        let mut residual = self.model_gradient(from, &x, &hx, quadratic.weight, quadratic.held);
         residual.iter_mut().for_each(|r| *r = -*r);
         let mut gradients = ConjugateGradients::new(factor, x, residual, &[]);
         for _ in 0..self.newton.exact {
@@ -228,8 +266,7 @@ impl Problem<'_, '_> {
                 return Ok(Err(halt));
             }
             let direction = &gradients.direction;
-            let mut product = self.exact_product(&from.model, direction)?;
-            product.iter_mut().zip(prior.times(direction)).for_each(|(a, p)| *a = *a * weight + p);
+            let product = quadratic.product(&self.exact_product(&from.model, direction)?, direction);
             if !gradients.step(product) {
                 break;
             }
@@ -245,7 +282,7 @@ fn hold(unknown: usize, change: f64, h: &Symmetric, weight: f64) -> Held {
 
 /// Conjugate gradients on the way to the solution of a system, preconditioned by the factor of a similar matrix.
 struct ConjugateGradients<'f> {
-    factor: &'f Llt<f64>,
+    factor: &'f Factor,
     /// Components of the solution that are known, which stay as they are.
     known: &'f [(usize, f64)],
     x: Vec<f64>,
@@ -257,7 +294,7 @@ struct ConjugateGradients<'f> {
 
 impl<'f> ConjugateGradients<'f> {
     /// From a solution so far and its residual.
-    fn new(factor: &'f Llt<f64>, x: Vec<f64>, residual: Vec<f64>, known: &'f [(usize, f64)]) -> Self {
+    fn new(factor: &'f Factor, x: Vec<f64>, residual: Vec<f64>, known: &'f [(usize, f64)]) -> Self {
         let mut start = Self { factor, known, x, residual, direction: vec![], rz: 0.0 };
         known.iter().for_each(|&(i, _)| start.residual[i] = 0.0);
         start.direction = start.preconditioned();
@@ -267,7 +304,7 @@ impl<'f> ConjugateGradients<'f> {
 
     /// The preconditioned residual, in which what is known has no part.
     fn preconditioned(&self) -> Vec<f64> {
-        let mut z = preconditioned(self.factor, &self.residual);
+        let mut z = self.factor.solve(&self.residual);
         self.known.iter().for_each(|&(i, _)| z[i] = 0.0);
         z
     }
@@ -294,8 +331,8 @@ impl<'f> ConjugateGradients<'f> {
 
 /// The solution of a system where the components that are known are as they are. None where conjugate gradients do not find it soon.
 fn conjugate_gradients(
-    matrix: &Symmetric,
-    factor: &Llt<f64>,
+    times: impl Fn(&[f64]) -> Vec<f64>,
+    factor: &Factor,
     right: &[f64],
     known: &[(usize, f64)],
 ) -> Option<Vec<f64>> {
@@ -303,7 +340,7 @@ fn conjugate_gradients(
     known.iter().for_each(|&(i, value)| x[i] = value);
     let mut residual = right.to_vec();
     if !known.is_empty() {
-        residual.iter_mut().zip(matrix.times(&x)).for_each(|(r, p)| *r -= p);
+        residual.iter_mut().zip(times(&x)).for_each(|(r, p)| *r -= p);
     }
     let mut gradients = ConjugateGradients::new(factor, x, residual, known);
     let enough = SOLVED.powi(2) * gradients.rz;
@@ -311,7 +348,7 @@ fn conjugate_gradients(
         if gradients.rz <= enough {
             return Some(gradients.x);
         }
-        let product = matrix.times(&gradients.direction);
+        let product = times(&gradients.direction);
         if !gradients.step(product) {
             return None;
         }
@@ -321,12 +358,6 @@ fn conjugate_gradients(
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-pub(super) fn preconditioned(factor: &Llt<f64>, x: &[f64]) -> Vec<f64> {
-    let mut y = Mat::from_fn(x.len(), 1, |i, _| x[i]);
-    factor.solve_in_place(y.as_mut());
-    y.col_as_slice(0).to_vec()
 }
 
 #[cfg(test)]
@@ -346,7 +377,7 @@ mod tests {
     #[test]
     fn conjugate_gradients_solve_what_is_like_the_factor_and_keep_what_is_known() {
         let (a, like) = (matrix(f64::sin), matrix(f64::cos));
-        let factor = like.lower.llt(Side::Lower).unwrap();
+        let factor = Factor::of(like.lower).ok().unwrap();
         let truth: Vec<f64> = (0..N).map(|i| (i as f64 * 0.7).cos()).collect();
         let known = [(3, truth[3]), (40, truth[40])];
         // what stands in the rows of the known ones does not matter
@@ -354,7 +385,7 @@ mod tests {
         (right[3], right[40]) = (1e9, -1e9);
         for known in [&known[..], &[]] {
             let right = if known.is_empty() { a.times(&truth) } else { right.clone() };
-            let x = conjugate_gradients(&a, &factor, &right, known).unwrap();
+            let x = conjugate_gradients(|x| a.times(x), &factor, &right, known).unwrap();
             assert!(known.iter().all(|&(i, v)| x[i] == v));
             let off: Vec<f64> = x.iter().zip(&truth).map(|(a, b)| a - b).collect();
             let (error, first) = (dot(&off, &a.times(&off)).sqrt(), dot(&truth, &a.times(&truth)).sqrt());
@@ -364,8 +395,9 @@ mod tests {
 
     #[test]
     fn conjugate_gradients_give_up_on_what_is_unlike_the_factor() {
-        let factor = Mat::<f64>::identity(N, N).llt(Side::Lower).unwrap();
+        let factor = Factor::of(Mat::identity(N, N)).ok().unwrap();
         let lower = Mat::from_fn(N, N, |i, j| if i == j { 10f64.powf(i as f64 / 8.0) } else { 0.0 });
-        assert!(conjugate_gradients(&Symmetric { lower }, &factor, &[1.0; N], &[]).is_none());
+        let matrix = Symmetric { lower };
+        assert!(conjugate_gradients(|x| matrix.times(x), &factor, &[1.0; N], &[]).is_none());
     }
 }

@@ -4,7 +4,7 @@ use crate::curvature::{Columns, Counted, Curvature, Symmetric};
 use crate::param::{Patches, patches};
 use crate::reg::{Directions, Regulariser, RegulariserSpec};
 use crate::{Error, Model, Propagator, Result};
-use faer::Mat;
+use faer::MatMut;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
@@ -155,55 +155,85 @@ impl Space {
         x
     }
 
-    /// The curvature of the regularisers over the unknowns: its lower triangle counts. In principal directions the first
+    /// Adds the curvature of the regularisers over the unknowns to the lower triangle of a matrix. In principal directions the first
     /// one is the process that they belong to, whose curvature there is the identity. `slopes` are the derivatives of the cells'
     /// velocities by their unknowns, where those are not one.
-    pub fn curvature(&self, regularisers: &[Box<dyn Regulariser>], at: &Model, slopes: &[f64]) -> Mat<f64> {
-        let n = at.vp.len() + 1;
-        let dense = |regularisers: &[Box<dyn Regulariser>]| {
-            let mut a = Mat::zeros(n, n);
-            regularisers.iter().for_each(|r| r.add_curvature(at, a.as_mut()));
-            let slope = |i: usize| slopes.get(i).copied().unwrap_or(1.0);
-            for j in (0..n).filter(|_| !slopes.is_empty()) {
-                let below = a.col_as_slice_mut(j).iter_mut().enumerate().skip(j);
-                below.filter(|(_, a)| **a != 0.0).for_each(|(i, a)| *a *= slope(i) * slope(j));
-            }
-            a
-        };
+    pub fn add_curvature(
+        &self,
+        regularisers: &[Box<dyn Regulariser>],
+        at: &Model,
+        slopes: &[f64],
+        mut to: MatMut<'_, f64>,
+    ) {
         match self {
-            Self::Cells(_) => dense(regularisers),
-            Self::Patches(p) => p.reduce(&Symmetric { lower: dense(regularisers) }),
+            Self::Cells(_) => over_cells(regularisers, at, slopes, &mut |i, j, v| to[(i, j)] += v),
+            Self::Patches(p) => {
+                let label: Vec<usize> = p.labels.iter().map(|&l| l as usize).chain([p.len()]).collect();
+                over_cells(regularisers, at, slopes, &mut |i, j, v| {
+                    let (k, l) = (label[i].max(label[j]), label[i].min(label[j]));
+                    // both halves of a pair within one patch count
+                    to[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
+                });
+            }
             Self::Directions(d) => {
-                let mut b = Mat::identity(d.len() + 1, d.len() + 1);
-                b[(d.len(), d.len())] = 0.0;
-                if regularisers.len() > 1 {
-                    add_sparse(&mut b, self, &dense(&regularisers[1..]), at.vp.dim());
-                }
-                b
+                (0..d.len()).for_each(|i| to[(i, i)] += 1.0);
+                let mut add = |i, j, v| self.add_entry(at.vp.dim(), (i, j, v), to.as_mut());
+                over_cells(&regularisers[1..], at, slopes, &mut add);
+            }
+        }
+    }
+
+    /// The product of what [`Space::add_curvature`] adds with a vector.
+    pub fn curvature_times(
+        &self,
+        regularisers: &[Box<dyn Regulariser>],
+        at: &Model,
+        slopes: &[f64],
+        x: &[f64],
+    ) -> Vec<f64> {
+        let (cells, skipped) = (self.push(x).to_vec(), usize::from(matches!(self, Self::Directions(_))));
+        let mut product = vec![0.0; cells.len()];
+        over_cells(&regularisers[skipped..], at, slopes, &mut |i, j, v| {
+            product[i] += v * cells[j];
+            if i != j {
+                product[j] += v * cells[i];
+            }
+        });
+        let mut y = self.pull(&Model::from_slice(at.vp.dim(), &product).expect("one number a cell and vmin"));
+        if skipped > 0 {
+            // the process itself
+            y.iter_mut().zip(x).take(x.len() - 1).for_each(|(y, x)| *y += x);
+        }
+        y
+    }
+
+    /// Adds `B' A B` for a symmetric `A` of one entry and its mirror image.
+    fn add_entry(&self, shape: (usize, usize), (i, j, v): (usize, usize, f64), mut to: MatMut<'_, f64>) {
+        let unit = |i: usize| {
+            let mut g = Model::zeros(shape);
+            match g.vp.as_slice_mut().expect("row by row").get_mut(i) {
+                Some(v) => *v = 1.0,
+                None => g.vmin = 1.0,
+            }
+            self.pull(&g)
+        };
+        let (left, right) = (unit(i), unit(j));
+        for l in 0..to.ncols() {
+            for k in l..to.nrows() {
+                let pair = left[k] * right[l] + if i != j { right[k] * left[l] } else { 0.0 };
+                to[(k, l)] += v * pair;
             }
         }
     }
 }
 
-/// Adds `B' A B` for an `A` with few entries.
-fn add_sparse(to: &mut Mat<f64>, space: &Space, a: &Mat<f64>, shape: (usize, usize)) {
-    let unit = |i: usize| {
-        let mut g = Model::zeros(shape);
-        match g.vp.as_slice_mut().expect("row by row").get_mut(i) {
-            Some(v) => *v = 1.0,
-            None => g.vmin = 1.0,
-        }
-        space.pull(&g)
-    };
-    for j in 0..a.ncols() {
-        for (i, &v) in a.col_as_slice(j).iter().enumerate().skip(j).filter(|(_, v)| **v != 0.0) {
-            let (left, right) = (unit(i), unit(j));
-            for l in 0..to.ncols() {
-                for k in l..to.nrows() {
-                    let pair = left[k] * right[l] + if i != j { right[k] * left[l] } else { 0.0 };
-                    to[(k, l)] += v * pair;
-                }
-            }
-        }
-    }
+/// Tells the regularisers' curvature by unknowns of the cells, see [`Space::add_curvature`].
+fn over_cells(
+    regularisers: &[Box<dyn Regulariser>],
+    at: &Model,
+    slopes: &[f64],
+    add: &mut dyn FnMut(usize, usize, f64),
+) {
+    let slope = |i: usize| slopes.get(i).copied().unwrap_or(1.0);
+    regularisers.iter().for_each(|r| r.curvature(at, &mut |i, j, v| add(i, j, v * slope(i) * slope(j))));
 }

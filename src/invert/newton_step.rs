@@ -5,7 +5,8 @@ use super::newton::{MOST_BETWEEN, Problem};
 use super::newton_solve::Solution;
 use super::objective::{EvaluationLimits, Halt, mean_absolute_error};
 use super::outcome::{Observer, Progress};
-use super::state::{Best, State};
+use super::stage::Stage;
+use super::state::{Best, Reached, State};
 use crate::curvature::{Counted, Symmetric};
 use crate::wave::{Evaluation, Precision};
 use crate::{Error, Model, Result};
@@ -53,7 +54,7 @@ pub(super) struct Taken {
 }
 
 /// Largest change of a cell, m/s.
-fn largest_change(from: &Model, to: &Model) -> f64 {
+pub(super) fn largest_change(from: &Model, to: &Model) -> f64 {
     from.vp.iter().zip(&to.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
@@ -71,7 +72,7 @@ impl Problem<'_, '_> {
         limits: &EvaluationLimits,
         observer: &mut dyn Observer,
     ) -> Result<std::result::Result<Taken, Halt>> {
-        let from = self.evaluate(&state.entry.model.clone(), state)?;
+        let from = self.entry(state)?;
         let (misfit, data_rms) = (from.evaluation.value, from.evaluation.data_rms);
         state.entry = Best { model: from.model.clone(), score: data_rms, misfit, data_rms };
         let entry = &state.entry;
@@ -95,7 +96,7 @@ impl Problem<'_, '_> {
         let begin = Instant::now();
         let solved = self.solve(&from, &h, noise, &|| limits.halt(&state.ledger, &self.clock))?;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-        let Solution { x, factor, prior: mut curvature } = match solved {
+        let Solution { x, factor, matrix } = match solved {
             Ok(solution) => solution,
             Err(halt) => return Ok(Err(halt)),
         };
@@ -106,11 +107,14 @@ impl Problem<'_, '_> {
         if self.newton.polish > 0 {
             let at = self.polish(taken.unwrap_or_else(|| from.clone()), factor, noise, limits, state)?;
             taken = Some(at).filter(|at| at.cost(noise) < from.cost(noise));
+        } else {
+            self.inversion.curvature()?.keep(factor.into_memory());
         }
+        self.inversion.curvature()?.keep(h.lower);
         let guess = match &self.newton.areas {
             Some(areas) => {
-                curvature.add(noise.powi(-2), &h);
-                self.guess(areas, (&from, taken.as_ref().unwrap_or(&from)), curvature, state)?
+                let matrix = matrix.expect("steps that end in areas keep it");
+                self.guess(areas, (&from, taken.as_ref().unwrap_or(&from)), matrix, state)?
             }
             None => None,
         };
@@ -167,7 +171,7 @@ impl Problem<'_, '_> {
     fn arrive(&self, state: &mut State, at: At, guessed: bool, observer: &mut dyn Observer) {
         let step = largest_change(&state.entry.model, &at.model);
         let (misfit, data_rms) = (at.evaluation.value, at.evaluation.data_rms);
-        state.entry = Best { model: at.model, score: data_rms, misfit, data_rms };
+        state.entry = Best { model: at.model.clone(), score: data_rms, misfit, data_rms };
         // of maps of areas the best counts in the end, not the last; other maps are but on the way to them
         let best = |best: &Best| data_rms < best.data_rms;
         if self.newton.areas.is_none() || (guessed && state.ledger.best.as_ref().is_none_or(best)) {
@@ -175,6 +179,7 @@ impl Problem<'_, '_> {
         }
         state.ledger.iterations += 1;
         let pulled = self.space.pull(&at.evaluation.gradient);
+        state.reached = Some(Reached { by: self.evaluated_by(), model: at.model, evaluation: at.evaluation });
         observer.iteration(&Progress {
             stage: self.index,
             stage_name: &self.stage.name,
@@ -202,6 +207,28 @@ impl Problem<'_, '_> {
         Model { vp: m.vp.mapv(|v| v.clamp(low, high)), vmin: m.vmin.clamp(low, high) }
     }
 
+    /// What a step begins with, which the one before may have evaluated.
+    fn entry(&self, state: &mut State) -> Result<At> {
+        let model = state.entry.model.clone();
+        match &state.reached {
+            Some(r) if r.model == model && r.by == self.evaluated_by() => {
+                Ok(At { prior: self.prior(&model), model, evaluation: r.evaluation.clone() })
+            }
+            _ => self.evaluate(&model, state),
+        }
+    }
+
+    /// What decides an evaluation, the model aside.
+    fn evaluated_by(&self) -> String {
+        let Stage { misfit, refined, until, .. } = self.stage;
+        format!("{misfit:?} {refined} {until:?}")
+    }
+
+    /// The regularisers' value, nats.
+    fn prior(&self, model: &Model) -> f64 {
+        self.regularisers.iter().map(|r| r.value(model)).sum()
+    }
+
     /// A model that the scheme cannot compute costs infinitely much.
     pub(super) fn evaluate(&self, model: &Model, state: &mut State) -> Result<At> {
         let one = std::slice::from_ref(model);
@@ -217,8 +244,7 @@ impl Problem<'_, '_> {
             }
             Err(error) => return Err(error),
         };
-        let prior = self.regularisers.iter().map(|r| r.value(model)).sum();
-        Ok(At { model: model.clone(), evaluation, prior })
+        Ok(At { model: model.clone(), evaluation, prior: self.prior(model) })
     }
 
     /// `J' J` over the unknowns and `vmin`, the last row, or why nothing may be computed any more.

@@ -49,6 +49,8 @@ pub enum StopReason {
         /// What the map consists of.
         kind: Kind,
     },
+    /// The stage was left out: the one before left the map as it was.
+    NothingNew,
     /// The stage ended so far from the data that nothing can come of those after it.
     Abandoned {
         /// The data rms, in their units.
@@ -85,7 +87,7 @@ pub enum StopReason {
 impl StopReason {
     /// Whether the stage was left out.
     pub(super) fn left_out(&self) -> bool {
-        matches!(self, Self::Skipped { .. } | Self::OtherKind { .. })
+        matches!(self, Self::Skipped { .. } | Self::OtherKind { .. } | Self::NothingNew)
     }
 }
 
@@ -102,6 +104,7 @@ impl fmt::Display for StopReason {
             Self::Wandering { steps } => write!(f, "{steps} steps running found no better map of areas"),
             Self::Skipped { rms } => write!(f, "left out: the data rms is {rms:.3e} already"),
             Self::OtherKind { kind } => write!(f, "left out: the map is one of {kind}"),
+            Self::NothingNew => write!(f, "left out: the stage before left the map as it was"),
             Self::Abandoned { rms, limit } => {
                 write!(f, "given up: a stage ended at a data rms of {rms:.3e}, not within {limit:.1e}")
             }
@@ -124,6 +127,8 @@ pub struct StageSummary {
     pub misfit: String,
     /// Iterations in this stage.
     pub iterations: u64,
+    /// Whether its map is another one than it began with, by more than rounding.
+    pub moved: bool,
     /// Evaluations in this stage, those of unfinished line searches included.
     pub evaluations: u64,
     /// Misfit at the stage's first model.

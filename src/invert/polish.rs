@@ -5,9 +5,9 @@
 //! decimation of the normal matrix, the majorised regularisers, and what of the data is not linear in the model. An evaluation
 //! costs a third of a product with the operator, and a tenth or less of another normal matrix.
 
-use super::lbfgs::{Iterate, Lbfgs, Metric};
+use super::factor::Factor;
+use super::lbfgs::{Iterate, Lbfgs};
 use super::newton::Problem;
-use super::newton_solve::preconditioned;
 use super::newton_step::At;
 use super::objective::EvaluationLimits;
 use super::state::State;
@@ -15,21 +15,12 @@ use crate::{Error, Model, Result};
 use argmin::core::{
     CostFunction, Error as Refusal, Gradient, Problem as Minimised, Solver, State as _, TerminationStatus,
 };
-use faer::linalg::solvers::Llt;
 use std::cell::RefCell;
 
 /// Pairs that are remembered.
 const MEMORY: usize = 30;
 /// Iterations over which, and the share by which, the objective must fall.
 const STALL: (usize, f64) = (4, 0.01);
-
-impl Metric for Llt<f64> {
-    const WHOLE: bool = true;
-
-    fn apply(&self, v: &mut [f64]) {
-        v.copy_from_slice(&preconditioned(self, v));
-    }
-}
 
 /// The objective of a step as argmin sees it, over the change of the unknowns, in m/s, from the model that it begins with.
 struct Objective<'o, 'a, 'i> {
@@ -55,7 +46,7 @@ impl Problem<'_, '_> {
     pub(super) fn polish(
         &self,
         at: At,
-        factor: Llt<f64>,
+        factor: Factor,
         noise: f64,
         limits: &EvaluationLimits,
         state: &mut State,

@@ -234,6 +234,7 @@ impl<'a> Inversion<'a> {
             stale: 0,
             between: 0,
             entry: Best { model, score: nan, misfit: nan, data_rms: nan },
+            reached: None,
             at: None,
             ledger,
             seconds: before.map_or(0.0, |o| o.seconds),
@@ -266,7 +267,7 @@ impl<'a> Inversion<'a> {
             .stages
             .iter()
             .map(|g| {
-                let when = (g.skip_below, g.only, g.until, g.abandon_above);
+                let when = (g.skip_below, g.only, g.after_progress, g.until, g.abandon_above);
                 ((g.misfit, g.smoothing, g.vmin, g.refined, when), (&g.newton, &g.lbfgs, g.round))
             })
             .collect();

@@ -129,6 +129,9 @@ pub struct Stage {
     /// Leaves the stage out where its first map is of another kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only: Option<Kind>,
+    /// Leaves the stage out where the one before left the map as it was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub after_progress: bool,
     /// Ends the inversion where the stage ends with a data rms above this, in their units: it went into another basin, and
     /// a recipe's fall-back comes sooner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,6 +162,7 @@ impl Stage {
             until: None,
             skip_below: None,
             only: None,
+            after_progress: false,
             abandon_above: None,
             newton: None,
             lbfgs: None,

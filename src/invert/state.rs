@@ -5,6 +5,7 @@
 
 use super::lbfgs::Lbfgs;
 use super::outcome::{AttemptSummary, Outcome, StageSummary};
+use crate::wave::Evaluation;
 use crate::{Error, Model, Result};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,8 @@ pub struct State {
     pub(super) between: usize,
     /// The model that the stage began with, and what is known of it.
     pub(super) entry: Best,
+    /// What is known of the model that the last Gauss-Newton step led to: the next step may begin there.
+    pub(super) reached: Option<Reached>,
     pub(super) at: Option<At>,
     pub(super) ledger: Ledger,
     pub(super) seconds: f64,
@@ -64,6 +67,15 @@ pub(super) struct At {
     pub history: Vec<f64>,
 }
 
+/// A model that has been evaluated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Reached {
+    /// The misfit and what else tells stages' evaluations apart.
+    pub by: String,
+    pub model: Model,
+    pub evaluation: Evaluation,
+}
+
 /// Counts and the best model so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ledger {
@@ -85,7 +97,7 @@ pub(super) struct Best {
     pub data_rms: f64,
 }
 
-const MAGIC: &[u8] = b"fwi state 5\n";
+const MAGIC: &[u8] = b"fwi state 6\n";
 const HEADER: usize = MAGIC.len() + 4 + 8;
 
 impl State {
@@ -155,6 +167,7 @@ impl State {
             && model(&self.entry.model)
             && self.ledger.best.as_ref().is_none_or(|b| model(&b.model))
             && self.begin.as_ref().is_none_or(|b| model(&b.model))
+            && self.reached.as_ref().is_none_or(|r| model(&r.model) && r.evaluation.gradient.vp.dim() == shape)
             && self.confidence.as_ref().is_none_or(|c| c.dim() == shape && c.iter().all(|v| v.is_finite()))
             && self.seconds >= 0.0
             && self.earlier.iter().all(|f| f.outcome.model.vp.dim() == shape && f.outcome.start.vp.dim() == shape)

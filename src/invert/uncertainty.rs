@@ -127,7 +127,7 @@ fn precision(h: Symmetric, noise: f64, regularisers: &[Box<dyn Regulariser>], mo
     precision.scale(noise.powi(-2));
     let mut a = precision.lower;
     let n = a.nrows();
-    regularisers.iter().for_each(|r| r.add_curvature(model, a.as_mut()));
+    Space::Cells(model.vp.dim()).add_curvature(regularisers, model, &[], a.as_mut());
     a[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
     a
 }
@@ -211,6 +211,7 @@ mod tests {
                 name: stage.name.clone(),
                 misfit: "l2".into(),
                 iterations,
+                moved: true,
                 evaluations: 0,
                 first_misfit: 1.0,
                 last_misfit: 1.0,

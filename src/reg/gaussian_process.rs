@@ -17,7 +17,7 @@ use crate::{Error, Model, Result};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
-use faer::linalg::matmul::{matmul, triangular};
+use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use ndarray::Array2;
 
@@ -186,12 +186,12 @@ impl Regulariser for GaussianProcess {
     }
 
     /// Row by row of cells: the block of rows z and z' is `Vx diag(sum over k of Vz[z, k] Vz[z', k] / lambda[k, .]) Vx'`.
-    fn add_curvature(&self, _: &Model, mut to: MatMut<'_, f64>) {
+    fn curvature(&self, _: &Model, add: &mut dyn FnMut(usize, usize, f64)) {
         let (nz, nx) = self.mean.dim();
         let white = self.covariance.white.powi(2);
         let inverse = Mat::from_fn(nx, nz, |x, k| 1.0 / (self.smooth[[k, x]] + white));
         let bases: Vec<Mat<f64>> = (0..nz).map(|z| self.row_basis(z)).collect();
-        let mut left = Mat::zeros(nx, nx);
+        let (mut left, mut block) = (Mat::zeros(nx, nx), Mat::zeros(nx, nx));
         for z in 0..nz {
             let products = Mat::from_fn(nz, z + 1, |k, other| self.down[(z, k)] * self.down[(other, k)]);
             let middle = &inverse * &products;
@@ -201,28 +201,18 @@ impl Regulariser for GaussianProcess {
                     left.col_as_slice_mut(k).iter_mut().zip(bases[z].col_as_slice(k)).for_each(|(l, b)| *l = by * b);
                 }
                 let right = bases[other].transpose();
-                let block = to.as_mut().submatrix_mut(z * nx, other * nx, nx, nx);
-                if other == z {
-                    add_lower(block, left.as_ref(), right);
-                } else {
-                    matmul(block, Accum::Add, left.as_ref(), right, 1.0, Par::Seq);
-                }
-            }
-        }
-        for b in &self.excess {
-            for j in 0..b.len() {
-                for i in j..b.len() {
-                    to[(i, j)] -= b[i] * b[j];
+                matmul(block.as_mut(), Accum::Replace, left.as_ref(), right, 1.0, Par::Seq);
+                for j in 0..nx {
+                    let first = if other == z { j } else { 0 };
+                    for i in first..nx {
+                        let (row, column) = (z * nx + i, other * nx + j);
+                        let excess: f64 = self.excess.iter().map(|b| b[row] * b[column]).sum();
+                        add(row, column, block[(i, j)] - excess);
+                    }
                 }
             }
         }
     }
-}
-
-/// Adds the lower triangle of a product.
-fn add_lower(to: MatMut<'_, f64>, left: MatRef<'_, f64>, right: MatRef<'_, f64>) {
-    use triangular::BlockStructure::{Rectangular, TriangularLower};
-    triangular::matmul(to, TriangularLower, Accum::Add, left, Rectangular, right, Rectangular, 1.0, Par::Seq);
 }
 
 /// Principal directions as unknowns: a field is `S` times the sum over `i` of `c_i scale_i v_i w_i'`, `v_i` and `w_i` columns of

@@ -3,7 +3,6 @@
 use super::Regulariser;
 use super::neighbours::over_cells;
 use crate::{Error, Model, Result};
-use faer::MatMut;
 
 /// `sum over known cells of (v - known)^2 / (2 sigma^2)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +45,7 @@ impl Regulariser for Hold {
         over_cells(m, g)
     }
 
-    fn add_curvature(&self, _: &Model, mut to: MatMut<'_, f64>) {
-        self.cells.iter().for_each(|&(i, _)| to[(i, i)] += self.sigma.powi(-2));
+    fn curvature(&self, _: &Model, add: &mut dyn FnMut(usize, usize, f64)) {
+        self.cells.iter().for_each(|&(i, _)| add(i, i, self.sigma.powi(-2)));
     }
 }

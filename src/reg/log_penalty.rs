@@ -3,7 +3,6 @@
 
 use super::{Regulariser, neighbours, neighbours::Penalty};
 use crate::Model;
-use faer::MatMut;
 
 /// `strength * sum over pairs of neighbours of 1/2 ln(1 + d^2 / epsilon^2)`, `d` their step. Not convex.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +33,7 @@ impl Regulariser for LogPenalty {
         neighbours::gradient(m, &[], |d, _| self.penalty(d))
     }
 
-    fn add_curvature(&self, m: &Model, to: MatMut<'_, f64>) {
-        neighbours::add_curvature(m, &[], to, |d, _| self.penalty(d));
+    fn curvature(&self, m: &Model, add: &mut dyn FnMut(usize, usize, f64)) {
+        neighbours::curvature(m, &[], add, |d, _| self.penalty(d));
     }
 }

@@ -27,7 +27,6 @@ pub use tikhonov::{Order, Tikhonov};
 pub use total_variation::TotalVariation;
 
 use crate::Model;
-use faer::MatMut;
 
 /// A negative log prior of a map, up to a constant.
 pub trait Regulariser: Send + Sync {
@@ -40,10 +39,10 @@ pub trait Regulariser: Send + Sync {
     /// The exact derivative of [`Self::value`], in nats per m/s.
     fn gradient(&self, m: &Model) -> Model;
 
-    /// Adds to the lower triangle of a matrix of order cells + 1 (cells row by row, then `vmin`) a positive semidefinite
-    /// `A` with `R(m') <= R(m) + g'(m' - m) + (m' - m)' A (m' - m) / 2` for all `m'`: the Hessian of a quadratic `R`.
-    /// What stands above the diagonal means nothing.
-    fn add_curvature(&self, m: &Model, to: MatMut<'_, f64>);
+    /// Tells row, column and entries of the lower triangle of a matrix of order cells + 1 (cells row by row, then `vmin`), few as they mostly
+    /// are; those told of one place add up: a positive semidefinite `A` with
+    /// `R(m') <= R(m) + g'(m' - m) + (m' - m)' A (m' - m) / 2` for all `m'`, the Hessian of a quadratic `R`.
+    fn curvature(&self, m: &Model, add: &mut dyn FnMut(usize, usize, f64));
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Penalties of the steps between neighbouring cells, which differ by one function of the step alone.
 
 use crate::Model;
-use faer::MatMut;
 use ndarray::Array2;
 
 /// A penalty of one step.
@@ -43,19 +42,19 @@ pub(super) fn gradient(m: &Model, dips: &[isize], penalty: impl Fn(f64, bool) ->
     over_cells(m, g)
 }
 
-/// Adds the majoriser's weights.
-pub(super) fn add_curvature(
+/// Tells the majoriser's weights.
+pub(super) fn curvature(
     m: &Model,
     dips: &[isize],
-    mut to: MatMut<'_, f64>,
+    add: &mut dyn FnMut(usize, usize, f64),
     penalty: impl Fn(f64, bool) -> Penalty,
 ) {
     let v = m.to_vec();
     for (i, j, down) in pairs(m.vp.dim(), dips) {
         let weight = penalty(v[j] - v[i], down).weight;
-        to[(i, i)] += weight;
-        to[(j, j)] += weight;
-        to[(i.max(j), i.min(j))] -= weight;
+        add(i, i, weight);
+        add(j, j, weight);
+        add(i.max(j), i.min(j), -weight);
     }
 }
 

@@ -3,7 +3,6 @@
 use super::Regulariser;
 use super::neighbours::over_cells;
 use crate::Model;
-use faer::MatMut;
 use std::f64::consts::TAU;
 
 /// `sum over cells of (spacing / (2 pi scale))^2 (1 - cos(2 pi v / spacing))`: near a multiple, `(v - multiple)^2 / (2 scale^2)`.
@@ -34,7 +33,7 @@ impl Regulariser for Snap {
         over_cells(m, m.vp.iter().map(|v| steepest * (TAU * v / self.spacing).sin()).collect())
     }
 
-    fn add_curvature(&self, m: &Model, mut to: MatMut<'_, f64>) {
-        (0..m.vp.len()).for_each(|i| to[(i, i)] += self.scale.powi(-2));
+    fn curvature(&self, m: &Model, add: &mut dyn FnMut(usize, usize, f64)) {
+        (0..m.vp.len()).for_each(|i| add(i, i, self.scale.powi(-2)));
     }
 }

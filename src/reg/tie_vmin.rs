@@ -2,7 +2,6 @@
 
 use super::Regulariser;
 use crate::Model;
-use faer::MatMut;
 
 /// `(vmin - min(vp))^2 / (2 sigma^2)`.
 ///
@@ -32,11 +31,11 @@ impl Regulariser for TieVmin {
         g
     }
 
-    fn add_curvature(&self, m: &Model, mut to: MatMut<'_, f64>) {
+    fn curvature(&self, m: &Model, add: &mut dyn FnMut(usize, usize, f64)) {
         let ((z, x), vmin, weight) = (m.slowest().0, m.vp.len(), self.sigma.powi(-2));
         let cell = z * m.vp.ncols() + x;
-        to[(cell, cell)] += weight;
-        to[(vmin, cell)] -= weight;
-        to[(vmin, vmin)] += weight;
+        add(cell, cell, weight);
+        add(vmin, cell, -weight);
+        add(vmin, vmin, weight);
     }
 }

@@ -3,7 +3,6 @@
 use super::Regulariser;
 use super::neighbours::{self, Penalty, over_cells};
 use crate::Model;
-use faer::MatMut;
 use serde::{Deserialize, Serialize};
 
 /// Which differences are penalised.
@@ -99,13 +98,13 @@ impl Regulariser for Tikhonov {
         over_cells(m, g)
     }
 
-    fn add_curvature(&self, m: &Model, mut to: MatMut<'_, f64>) {
+    fn curvature(&self, m: &Model, add: &mut dyn FnMut(usize, usize, f64)) {
         if self.order == Order::First {
-            return neighbours::add_curvature(m, &[], to, |d, _| self.penalty(d));
+            return neighbours::curvature(m, &[], add, |d, _| self.penalty(d));
         }
         for t in triples(m.vp.dim()) {
             for (k, (&i, c)) in t.iter().zip(SECOND).enumerate() {
-                t[..=k].iter().zip(SECOND).for_each(|(&j, e)| to[(i, j)] += c * e * self.scale.powi(-2));
+                t[..=k].iter().zip(SECOND).for_each(|(&j, e)| add(i, j, c * e * self.scale.powi(-2)));
             }
         }
     }

@@ -3,7 +3,6 @@
 
 use super::{Regulariser, neighbours, neighbours::Penalty};
 use crate::Model;
-use faer::MatMut;
 
 /// `sum over pairs of neighbours of w (sqrt(d^2 + epsilon^2) - epsilon) / scale`, `d` their step.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +45,7 @@ impl Regulariser for TotalVariation {
         neighbours::gradient(m, &self.dips, |d, down| self.penalty(d, down))
     }
 
-    fn add_curvature(&self, m: &Model, to: MatMut<'_, f64>) {
-        neighbours::add_curvature(m, &self.dips, to, |d, down| self.penalty(d, down));
+    fn curvature(&self, m: &Model, add: &mut dyn FnMut(usize, usize, f64)) {
+        neighbours::curvature(m, &self.dips, add, |d, down| self.penalty(d, down));
     }
 }

@@ -7,6 +7,7 @@ pub mod reference;
 
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
 use ndarray::ArrayView2;
+use serde::{Deserialize, Serialize};
 
 pub use cpu::{Cpu, CpuOptions, Fidelity, Precision, build};
 pub use cuda::{Cuda, CudaOptions, History};
@@ -14,7 +15,7 @@ pub use dispatch::Dispatch;
 pub use reference::Reference;
 
 /// Misfit and gradient of one model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The misfit's value.
     pub value: f64,
