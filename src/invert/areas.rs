@@ -316,7 +316,8 @@ mod tests {
         let mut map = truth();
         (map[[2, 1]], map[[3, 4]], map[[2, 6]]) = (2300.0, 2650.0, 1800.0);
         let full = matrix(&[(2, 1), (3, 4), (2, 6)]);
-        let reduced = Symmetric { lower: unknowns.reduce(&full) };
+        let label: Vec<usize> = unknowns.labels.iter().map(|&l| l as usize).collect();
+        let reduced = Symmetric { lower: reduce(&full, &label, unknowns.len()) };
         let (from, minimum) = (Model { vp: truth(), vmin: 1990.0 }, Model { vp: map.clone(), vmin: 1995.0 });
         let found = areas.decide((&from, &minimum), &unknowns, Linear::SquaredSlowness, reduced).unwrap();
         let by_cells = decided(map, Linear::SquaredSlowness, full);

@@ -1,7 +1,7 @@
 //! The spaces that Gauss-Newton steps are taken in: linear combinations of cells, and `vmin`.
 
 use crate::curvature::{Columns, Counted, Curvature, Symmetric};
-use crate::param::{Patches, patches};
+use crate::param::{Patches, add_reduced, patches};
 use crate::reg::{Directions, Regulariser, RegulariserSpec};
 use crate::{Error, Model, Propagator, Result};
 use faer::MatMut;
@@ -169,11 +169,8 @@ impl Space {
             Self::Cells(_) => over_cells(regularisers, at, slopes, &mut |i, j, v| to[(i, j)] += v),
             Self::Patches(p) => {
                 let label: Vec<usize> = p.labels.iter().map(|&l| l as usize).chain([p.len()]).collect();
-                over_cells(regularisers, at, slopes, &mut |i, j, v| {
-                    let (k, l) = (label[i].max(label[j]), label[i].min(label[j]));
-                    // both halves of a pair within one patch count
-                    to[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
-                });
+                let mut add = |i, j, v| add_reduced(to.as_mut(), &label, (i, j, v));
+                over_cells(regularisers, at, slopes, &mut add);
             }
             Self::Directions(d) => {
                 (0..d.len()).for_each(|i| to[(i, i)] += 1.0);
@@ -236,4 +233,61 @@ fn over_cells(
 ) {
     let slope = |i: usize| slopes.get(i).copied().unwrap_or(1.0);
     regularisers.iter().for_each(|r| r.curvature(at, &mut |i, j, v| add(i, j, v * slope(i) * slope(j))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::curvature::Symmetric;
+    use faer::Mat;
+
+    const SHAPE: (usize, usize) = (5, 6);
+
+    fn spec(text: &str) -> RegulariserSpec {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn curvature_is_that_over_cells_in_every_space() {
+        let vp = Array2::from_shape_fn(SHAPE, |(z, x)| 2000.0 + 60.0 * z as f64 + 7.0 * ((3 * z + 5 * x) % 4) as f64);
+        let at = Model { vp: vp.clone(), vmin: 1950.0 };
+        let process = spec("kind = \"gaussian-process\"\nmean = 2100\nsigma = 300\nlength = 2\nwhite = 10");
+        let steps = spec("kind = \"tv\"\nscale = 30\nepsilon = 5");
+        let build = |spec: &RegulariserSpec| spec.build(SHAPE, Some(&vp), None).unwrap();
+        let regularisers = vec![build(&process), build(&steps)];
+        let slopes: Vec<f64> = (0..vp.len()).map(|i| 0.5 + 0.02 * i as f64).collect();
+        let labels = Array2::from_shape_fn(SHAPE, |(z, x)| if z < 2 { 0 } else { 1 + (x / 3) as u32 });
+        let directions = process.gaussian_process(SHAPE, Some(&vp), None).unwrap().directions(1e-2);
+        let flat = patches(&labels.mapv(|l| 2000.0 + 100.0 * f64::from(l)), 1.0, 2);
+        assert_eq!(flat.len(), 3);
+        for (space, slopes) in [
+            (Space::Cells(SHAPE), &slopes[..]),
+            (Space::Patches(flat), &slopes[..]),
+            // the process is one of velocities
+            (Space::Directions(directions), &[][..]),
+        ] {
+            let n = space.pull(&at).len();
+            let mut lower = Mat::zeros(n, n);
+            space.add_curvature(&regularisers, &at, slopes, lower.as_mut());
+            let matrix = Symmetric { lower };
+            let product = |x: &[f64], y: &[f64]| -> f64 {
+                let (mut a, mut b) = (space.push(x).to_vec(), space.push(y).to_vec());
+                a.iter_mut().zip(slopes).for_each(|(a, s)| *a *= s);
+                b.iter_mut().zip(slopes).for_each(|(b, s)| *b *= s);
+                let mut sum = 0.0;
+                regularisers.iter().for_each(|r| {
+                    r.curvature(&at, &mut |i, j, v| sum += v * a[i] * b[j] + if i == j { 0.0 } else { v * a[j] * b[i] })
+                });
+                sum
+            };
+            let vector = |seed: f64| (0..n).map(|i| (seed + 1.3 * i as f64).sin()).collect::<Vec<f64>>();
+            let (x, y) = (vector(0.2), vector(1.1));
+            let (by_matrix, by_parts) = (matrix.times(&x), space.curvature_times(&regularisers, &at, slopes, &x));
+            let dot = |a: &[f64]| a.iter().zip(&y).map(|(a, b)| a * b).sum::<f64>();
+            let expected = product(&x, &y);
+            let scale = (product(&x, &x) * product(&y, &y)).sqrt();
+            assert!((dot(&by_matrix) - expected).abs() < 1e-6 * scale, "{n}: {} {expected}", dot(&by_matrix));
+            assert!((dot(&by_parts) - expected).abs() < 1e-6 * scale, "{n}: {} {expected}", dot(&by_parts));
+        }
+    }
 }

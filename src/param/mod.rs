@@ -2,8 +2,8 @@
 
 mod patches;
 
-pub(crate) use patches::reduce;
 pub use patches::{Patches, interiors, patches};
+pub(crate) use patches::{add_reduced, reduce};
 
 #[cfg(test)]
 mod tests;

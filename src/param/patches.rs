@@ -1,7 +1,7 @@
 //! Flat patches: connected areas of a map that share one change of velocity.
 
 use crate::curvature::{Columns, Symmetric};
-use faer::Mat;
+use faer::{Mat, MatMut};
 use ndarray::Array2;
 
 /// A map's cells sorted into patches; as unknowns `x`, a map is a reference plus `x[label]` in every cell.
@@ -143,13 +143,6 @@ impl Patches {
         sums
     }
 
-    /// `B' A B` of a symmetric matrix over cells and one unknown more, `B` what makes a map of the patches' velocities: over patches
-    /// and that unknown. The lower triangles count.
-    pub fn reduce(&self, a: &Symmetric) -> Mat<f64> {
-        let label: Vec<usize> = self.labels.iter().map(|&l| l as usize).collect();
-        reduce(a, &label, self.len())
-    }
-
     /// A map with every patch at its mean.
     pub fn flatten(&self, map: &Array2<f64>) -> Array2<f64> {
         self.decode(&Array2::zeros(map.dim()), &self.encode(map))
@@ -159,14 +152,19 @@ impl Patches {
 /// `B' A B` of a symmetric matrix over unknowns in so many groups, each by its label, and over a last unknown that stays one.
 /// The lower triangles count.
 pub(crate) fn reduce(a: &Symmetric, label: &[usize], groups: usize) -> Mat<f64> {
-    let label = |i: usize| label.get(i).copied().unwrap_or(groups);
+    let label: Vec<usize> = label.iter().copied().chain([groups]).collect();
     let mut b = Mat::zeros(groups + 1, groups + 1);
     for j in 0..a.len() {
         for (i, &v) in a.lower.col_as_slice(j).iter().enumerate().skip(j).filter(|(_, v)| **v != 0.0) {
-            let (k, l) = (label(i).max(label(j)), label(i).min(label(j)));
-            // both halves of a pair within one patch count
-            b[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
+            add_reduced(b.as_mut(), &label, (i, j, v));
         }
     }
     b
+}
+
+/// Adds an entry of a lower triangle and its mirror image where the labels of row and column say.
+pub(crate) fn add_reduced(mut to: MatMut<'_, f64>, label: &[usize], (i, j, v): (usize, usize, f64)) {
+    let (k, l) = (label[i].max(label[j]), label[i].min(label[j]));
+    // both halves of a pair within one patch count
+    to[(k, l)] += if i != j && k == l { 2.0 * v } else { v };
 }
