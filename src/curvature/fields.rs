@@ -2,7 +2,6 @@
 
 use crate::wave::Propagator;
 use crate::{Model, Position, Result, Survey};
-use ndarray::ArrayView2;
 use std::f64::consts::PI;
 use std::sync::Mutex;
 
@@ -111,18 +110,21 @@ pub fn record(
     propagator.wavefields(model, &[at], wavelet, every, &|_, level, p| {
         let mut values = values.lock().unwrap_or_else(|e| e.into_inner());
         let out = &mut values[level * cells..][..cells];
+        let (width, rows) = (p.ncols(), p.as_standard_layout());
+        let rows = rows.as_slice().expect("row by row");
+        let row = |z: usize| &rows[z * width..][..width];
         match what {
-            Recorder::Field => copy(region, p, out),
-            Recorder::Laplacian => stencil.apply(region, p, out),
+            Recorder::Field => copy(region, row, out),
+            Recorder::Laplacian => stencil.apply(region, row, out),
         }
     })?;
     Ok(Fields { levels, what, values: values.into_inner().unwrap_or_else(|e| e.into_inner()) })
 }
 
-fn copy(region: &Region, p: ArrayView2<f64>, out: &mut [f32]) {
+fn copy<'p>(region: &Region, row: impl Fn(usize) -> &'p [f64], out: &mut [f32]) {
     let columns = &region.across.at;
     for (&z, to) in region.down.at.iter().zip(out.chunks_exact_mut(columns.len())) {
-        let row = p.row(z);
+        let row = row(z);
         to.iter_mut().zip(columns).for_each(|(to, &x)| *to = row[x] as f32);
     }
 }
@@ -139,11 +141,11 @@ impl Stencil {
         Self { down: around(&region.down), across: around(&region.across) }
     }
 
-    fn apply(&self, region: &Region, p: ArrayView2<f64>, out: &mut [f32]) {
+    fn apply<'p>(&self, region: &Region, row: impl Fn(usize) -> &'p [f64], out: &mut [f32]) {
         let (down, across) = (&region.down, &region.across);
         for (i, to) in out.chunks_exact_mut(across.len()).enumerate() {
-            let here = p.row(down.at[i]);
-            let [a, b, c, d] = [0, 1, 2, 3].map(|k| p.row(self.down[k][i]));
+            let here = row(down.at[i]);
+            let [a, b, c, d] = [0, 1, 2, 3].map(|k| row(self.down[k][i]));
             for (j, to) in to.iter_mut().enumerate() {
                 let x = across.at[j];
                 let beside = |k: usize| here[self.across[k][j]];

@@ -22,6 +22,9 @@ pub const TOGETHER: usize = 4;
 /// Share of a tile's largest entry in a panel below which it does not sound yet.
 const SILENT: f32 = 5e-4;
 
+/// Order from which on a product with a vector takes longer than it takes to begin a thread.
+const WORTH_THREADS: usize = 1000;
+
 /// Sums that a product with a vector keeps at a time, so that it vectorises.
 const LANES: usize = 8;
 
@@ -56,14 +59,11 @@ impl Symmetric {
     pub fn times(&self, x: &[f64]) -> Vec<f64> {
         // the left columns hold as much of the triangle as those right of them
         let (n, left) = (self.len(), (self.len() as f64 * (1.0 - 0.5f64.sqrt())) as usize);
-        let halves = (|| self.columns_times(0..left, x), || self.columns_times(left..n, x));
-        let (mut y, rest) = match get_global_parallelism() {
-            Par::Seq => (halves.0(), halves.1()),
-            _ => std::thread::scope(|scope| {
-                let rest = scope.spawn(halves.1);
-                (halves.0(), rest.join().expect("sums do not panic"))
-            }),
-        };
+        let threads = if n < WORTH_THREADS { 1 } else { get_global_parallelism().degree() };
+        let half = |i: usize| self.columns_times(if i == 0 { 0..left } else { left..n }, x);
+        let mut halves = Pool::new(threads).map(2, half);
+        let rest = halves.pop().expect("two of them");
+        let mut y = halves.pop().expect("two of them");
         y.iter_mut().zip(rest).for_each(|(y, r)| *y += r);
         y
     }

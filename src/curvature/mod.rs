@@ -10,8 +10,8 @@
 //! So the whole Jacobian of 5 x 70 traces follows from 75 simulations in place of 4,900. The data hold nothing above some
 //! 50 Hz: fields are kept at every ninth step, multiplied in frequency (`spectra.rs`), folded from the padding onto the
 //! map's edge cells, which it copies, brought back to time at about every tenth or twelfth sample (`traces.rs`), and squared at once:
-//! the Jacobian as a whole never exists. Its products are in f32, their sums `J' J` in f64 (`gram.rs`): the normal matrix
-//! stays that of a matrix within rounding of `J`, positive semidefinite to the last eigenvalue. Where the assumed noise hides
+//! the Jacobian as a whole never exists. Its products are in f32. Where their sums `J' J` are in f64 (`gram.rs`), the normal matrix
+//! stays that of a matrix within rounding of `J`, positive semidefinite to the last eigenvalue; where the assumed noise hides
 //! the small ones anyway, f32 sums take half the time.
 //!
 //! The gradient of an inversion comes from the exact adjoint, so what is approximate here (decimation in time and in the
@@ -67,8 +67,8 @@ pub struct Counted<'a> {
     /// Of the receivers, every how many-th is simulated and counts for those around it, too: 1 takes them all. Where waves
     /// are longer than two receivers' distance, neighbours tell much the same.
     pub receiver_step: usize,
-    /// Of the sums over samples. In f32 they take half the time, and eigenvalues a millionth of the largest and below are
-    /// lost; over traces sums are in f64 in any case.
+    /// Of the sums over samples and over the traces of four receivers; over these sums are in f64 in any case. In f32 they take half the
+    /// time, and eigenvalues a millionth of the largest and below are lost.
     pub precision: Precision,
 }
 
@@ -191,7 +191,6 @@ impl Curvature {
         let (receivers, weight) = counted.receivers();
         for some in receivers.chunks(TOGETHER * self.pool.threads()) {
             if stop() {
-                self.keep(gram.finish().lower);
                 return Ok(None);
             }
             let panels = self.pool.map(some.len(), |i| self.panel(&traces, some[i], &parts));
@@ -209,7 +208,7 @@ impl Curvature {
         Ok(Some((h, parts)))
     }
 
-    /// Most bytes that [`Curvature::normal_matrix`] over so many unknowns takes, its result included.
+    /// Most bytes that [`Curvature::normal_matrix`] over so many unknowns takes, its result included; a matrix kept comes on top.
     pub fn bytes(&self, unknowns: usize) -> u64 {
         let (survey, threads) = (&self.survey, self.pool.threads() as u64);
         let (cells, n) = ((survey.nz * survey.nx) as u64, unknowns as u64);
@@ -223,9 +222,10 @@ impl Curvature {
         let sources = shots * spectrum * region * 4;
         let products = (shots + 1) * spectrum * cells * 4;
         let trace = 4 * (rows + spectrum) * cells.max(n);
-        // a panel's rows twice while it is made; four a thread, which are squared in f64
+        // a panel's rows twice while it is made; so many a thread, which are squared in f64
         let panel = shots * rows * n;
-        let work = threads * (fields + simulation + products + trace + 8 * panel) + 4 * threads * 12 * panel;
+        let work =
+            threads * (fields + simulation + products + trace + 8 * panel) + TOGETHER as u64 * threads * 12 * panel;
         sources + 8 * n * n + work
     }
 

@@ -166,10 +166,42 @@ fn masked_traces_and_samples_do_not_count() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let of = |threads| full(&curvature(threads, 12.0), &all());
-    let (one, three) = (of(1), of(3));
-    for j in 0..CELLS {
-        assert!((j..CELLS).all(|i| one.lower[(i, j)].to_bits() == three.lower[(i, j)].to_bits()));
+    // more receivers than are summed together
+    let receivers: Vec<Position> = (0..19).map(|x| Position { z: 1 + x % 3, x }).collect();
+    let survey = Survey { receivers, ..survey() };
+    let mask = Mask::all(survey.gather_shape());
+    for precision in [Precision::F32, Precision::F64] {
+        let of = |threads| {
+            let curvature =
+                Curvature::new(&survey, &CurvatureOptions { threads, ..CurvatureOptions::default() }).unwrap();
+            let counted = Counted { precision, ..Counted::all(&mask) };
+            curvature.normal_matrix(&model(), &counted, &Columns::Cells { cells: CELLS }, None).unwrap().0
+        };
+        assert!(same_bits(&of(1), &of(3)), "{precision:?}");
+    }
+}
+
+fn same_bits(a: &Symmetric, b: &Symmetric) -> bool {
+    let below = |j: usize| (j..a.len()).all(|i| a.lower[(i, j)].to_bits() == b.lower[(i, j)].to_bits());
+    a.len() == b.len() && (0..a.len()).all(below)
+}
+
+#[test]
+fn matrices_that_were_kept_leave_nothing_behind() {
+    let extra = Gather::new(ndarray::Array3::from_shape_fn(survey().gather_shape(), |(s, t, r)| {
+        (s as f64 + 0.03 * t as f64).sin() + 0.1 * r as f64
+    }));
+    let (curvature, mask) = (curvature(2, 12.0), all());
+    for precision in [Precision::F32, Precision::F64] {
+        for extra in [None, Some(&extra)] {
+            let of = || {
+                let counted = Counted { precision, ..Counted::all(&mask) };
+                curvature.normal_matrix(&model(), &counted, &Columns::Cells { cells: CELLS }, extra).unwrap().0
+            };
+            let fresh = of();
+            curvature.keep(Mat::from_fn(fresh.len(), fresh.len(), |_, _| f64::NAN));
+            assert!(same_bits(&fresh, &of()), "{precision:?}");
+        }
     }
 }
 

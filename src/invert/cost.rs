@@ -3,6 +3,7 @@
 use super::areas;
 use super::newton::{MOST_BETWEEN, Newton};
 use super::newton_space::Unknowns;
+use super::newton_step::SHARES;
 use super::stage::Stage;
 use crate::curvature::{Curvature, CurvatureOptions};
 use crate::reg::RegulariserSpec;
@@ -28,8 +29,6 @@ pub struct StageCost {
     pub bytes: u64,
 }
 
-/// Trials of a Gauss-Newton step and the evaluation that it begins with.
-const TRIALS: u64 = 6;
 /// Evaluations of a rounding at most.
 const ROUNDINGS: u64 = 4;
 
@@ -57,11 +56,13 @@ impl Stage {
         let most_steps = steps * (1 + between);
         // the correction begins with one of its own
         let products = if newton.exact > 0 { newton.exact as u64 + 1 } else { 0 };
+        let trials = (SHARES.len() + usize::from(newton.areas.is_some())) as u64 + newton.polish;
         let limit = self.max_evals.unwrap_or(u64::MAX);
         let unknowns = most_unknowns(newton.unknowns, &newton.regularisers, survey)? + 1;
         Ok(StageCost {
-            evaluations: ((2 + newton.polish) * steps).min(limit),
-            most_evaluations: Some(((TRIALS + newton.polish) * most_steps).min(limit) + rounding),
+            // what a step begins with is known but in the first of them
+            evaluations: steps.min(limit),
+            most_evaluations: Some((1 + trials * most_steps).min(limit) + rounding),
             normal_matrices: steps,
             most_normal_matrices: most_steps,
             most_products: products * most_steps,
@@ -71,11 +72,10 @@ impl Stage {
     }
 }
 
-/// Most bytes of a step: those of the normal matrix and the memory of the factor; or both and what decides about areas, the whole
-/// curvature included.
+/// Most bytes of a step: those of the normal matrix and the memory of the factor; or both and what decides about areas.
 fn bytes(newton: &Newton, n: u64, curvature: &Curvature) -> u64 {
     let square = 8 * n * n;
-    let areas = if newton.areas.is_some() { square + areas::MOST_BYTES } else { 0 };
+    let areas = if newton.areas.is_some() { areas::MOST_BYTES } else { 0 };
     (curvature.bytes(n as usize) + square).max(2 * square + areas)
 }
 
@@ -95,7 +95,7 @@ fn most_unknowns(unknowns: Unknowns, regularisers: &[RegulariserSpec], survey: &
 
 /// Most bytes that the Gauss-Newton stages among these take besides the propagators', or, where the `deviations` of
 /// [`Inversion::uncertainty`](super::Inversion::uncertainty) are asked for, what those take if that is more: the normal matrix as it is
-/// summed, or the posterior's precision, its factor and the factor's inverse. 0 with neither. `threads` as of
+/// summed, or the posterior's precision, in whose memory its factor is made, and the factor's inverse. 0 with neither. `threads` as of
 /// [`Inversion::threads`](super::Inversion::threads). Errors when the survey or a stage's regulariser makes no sense.
 pub fn matrix_bytes<'a>(
     stages: impl IntoIterator<Item = &'a Stage>,
@@ -109,6 +109,6 @@ pub fn matrix_bytes<'a>(
     }
     let curvature = Curvature::new(survey, &CurvatureOptions { threads, ..CurvatureOptions::default() })?;
     let n = survey.nz * survey.nx + 1;
-    let least = if deviations { curvature.bytes(n).max(3 * 8 * (n * n) as u64) } else { 0 };
+    let least = if deviations { curvature.bytes(n) + 8 * (n * n) as u64 } else { 0 };
     stages.iter().try_fold(least, |most, stage| Ok(stage.cost(survey, &curvature)?.bytes.max(most)))
 }

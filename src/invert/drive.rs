@@ -1,8 +1,7 @@
 //! The driver: stages one after the other.
 
 use super::newton::Newton;
-use super::newton_step::largest_change;
-use super::objective::{Clock, Halt, mean_absolute_error};
+use super::objective::{Clock, Halt, largest_change, mean_absolute_error};
 use super::outcome::{Observer, Outcome, StageSummary, StopReason};
 use super::run::Inversion;
 use super::stage::{Kind, Stage};

@@ -71,6 +71,11 @@ impl<M: Metric> Lbfgs<M> {
         Self { memory, first_step: f64::INFINITY, metric, pairs: VecDeque::new(), reach: f64::INFINITY, restarts: 0 }
     }
 
+    /// Its metric.
+    pub fn into_metric(self) -> M {
+        self.metric
+    }
+
     /// How often the memory was cleared because no step along the direction lowered the cost.
     pub fn restarts(&self) -> u64 {
         self.restarts

@@ -11,6 +11,7 @@
 
 mod areas;
 mod batch;
+mod conjugate_gradients;
 mod cost;
 mod drive;
 mod encoding;

@@ -1,5 +1,6 @@
 //! The linear part of a Gauss-Newton step: the unknowns' change that minimises the linearised data and the regularisers.
 
+use super::conjugate_gradients::{ConjugateGradients, conjugate_gradients};
 use super::factor::Factor;
 use super::linear::Linear;
 use super::newton::{Problem, VMIN_STEP};
@@ -14,11 +15,6 @@ const RIDGES: [f64; 4] = [0.0, 1e-12, 1e-10, 1e-8];
 /// Mean change of an unknown, m/s, below which the inner steps have converged.
 const STILL: f64 = 0.02;
 
-/// Share of its first norm that the residual of conjugate gradients must fall to, in the metric of their preconditioner: what is left
-/// is less than what the next majorant changes.
-const SOLVED: f64 = 0.1;
-/// Their iterations, at most: so many take as long as a factor.
-const ITERATIONS: usize = 24;
 /// Newton steps beyond the wanted number that may follow because unknowns left the bounds and are held there.
 const HOLDS: usize = 2;
 /// How much stiffer than the data an unknown is held.
@@ -39,8 +35,8 @@ pub(super) struct Solution {
     pub x: Vec<f64>,
     /// Of the whole curvature, or of one like it.
     pub factor: Factor,
-    /// The whole curvature, where the step ends in areas.
-    pub matrix: Option<Symmetric>,
+    /// That of the data; where the step ends in areas, the whole.
+    pub curvature: Symmetric,
 }
 
 /// The curvature of an inner step's objective.
@@ -63,10 +59,7 @@ impl Quadratic<'_, '_, '_> {
             let to = &mut lower.col_as_slice_mut(j)[j..];
             to.iter_mut().zip(&self.h.lower.col_as_slice(j)[j..]).for_each(|(t, h)| *t = self.weight * h);
         }
-        let (space, regularisers) = (&self.problem.space, &self.problem.regularisers);
-        space.add_curvature(regularisers, &self.at, &self.slopes, lower.as_mut());
-        lower[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
-        self.held.iter().for_each(|k| lower[(k.unknown, k.unknown)] += k.weight);
+        self.problem.add_prior_curvature((&self.at, &self.slopes), self.held, lower);
     }
 
     /// Its product with a vector, given that of the data's part.
@@ -104,13 +97,13 @@ impl Problem<'_, '_> {
     pub(super) fn solve(
         &self,
         from: &At,
-        h: &Symmetric,
+        mut h: Symmetric,
         noise: f64,
         halt: &dyn Fn() -> Option<Halt>,
     ) -> Result<std::result::Result<Solution, Halt>> {
         let (weight, inner) = (noise.powi(-2), self.newton.inner);
         let mut x = vec![0.0; h.len()];
-        let mut held = self.pushed_out(from, h, weight);
+        let mut held = self.pushed_out(from, &h, weight);
         let mut factor = None;
         for step in 1.. {
             if let Some(halt) = halt() {
@@ -118,9 +111,9 @@ impl Problem<'_, '_> {
             }
             let at = self.moved(&from.model, &x);
             let slopes = self.slopes(&from.model, &at);
-            let quadratic = Quadratic { problem: self, h, weight, at, slopes, held: &held };
+            let quadratic = Quadratic { problem: self, h: &h, weight, at, slopes, held: &held };
             let (moved, fresh) = self.newton_step(from, &mut x, &quadratic, &mut factor)?;
-            let beyond = if step < inner + HOLDS { self.beyond(from, &x, h, weight, &held) } else { vec![] };
+            let beyond = if step < inner + HOLDS { self.beyond(from, &x, &h, weight, &held) } else { vec![] };
             let done = beyond.is_empty() && (step >= inner || moved < STILL);
             if done {
                 let factor = match factor.take() {
@@ -133,12 +126,12 @@ impl Problem<'_, '_> {
                         Err(halt) => return Ok(Err(halt)),
                     };
                 }
-                let matrix = self.newton.areas.map(|_| {
-                    let mut lower = Mat::zeros(h.len(), h.len());
-                    quadratic.fill(&mut lower);
-                    Symmetric { lower }
-                });
-                return Ok(Ok(Solution { x, factor, matrix }));
+                if self.newton.areas.is_some() {
+                    let Quadratic { at, slopes, .. } = quadratic;
+                    h.scale(weight);
+                    self.add_prior_curvature((&at, &slopes), &held, &mut h.lower);
+                }
+                return Ok(Ok(Solution { x, factor, curvature: h }));
             }
             held.extend(beyond);
         }
@@ -217,6 +210,15 @@ impl Problem<'_, '_> {
         }
     }
 
+    /// Adds the regularisers' curvature at a model, given the derivatives of velocities there by their unknowns, and what keeps `vmin`
+    /// from running away.
+    fn add_prior_curvature(&self, (at, slopes): (&Model, &[f64]), held: &[Held], to: &mut Mat<f64>) {
+        self.space.add_curvature(&self.regularisers, at, slopes, to.as_mut());
+        let n = to.ncols();
+        to[(n - 1, n - 1)] += VMIN_STEP.powi(-2);
+        held.iter().for_each(|k| to[(k.unknown, k.unknown)] += k.weight);
+    }
+
     /// The derivative of the linearised objective at a change `x`, with `hx = J' J x`.
     fn model_gradient(&self, from: &At, x: &[f64], hx: &[f64], weight: f64, held: &[Held]) -> Vec<f64> {
         let at = self.moved(&from.model, x);
@@ -278,126 +280,4 @@ impl Problem<'_, '_> {
 /// Holds an unknown much more stiffly than the data do.
 fn hold(unknown: usize, change: f64, h: &Symmetric, weight: f64) -> Held {
     Held { unknown, change, weight: STIFF * (1.0 + weight * h.lower[(unknown, unknown)]) }
-}
-
-/// Conjugate gradients on the way to the solution of a system, preconditioned by the factor of a similar matrix.
-struct ConjugateGradients<'f> {
-    factor: &'f Factor,
-    /// Components of the solution that are known, which stay as they are.
-    known: &'f [(usize, f64)],
-    x: Vec<f64>,
-    residual: Vec<f64>,
-    direction: Vec<f64>,
-    /// The residual's squared norm in the metric of the preconditioner.
-    rz: f64,
-}
-
-impl<'f> ConjugateGradients<'f> {
-    /// From a solution so far and its residual.
-    fn new(factor: &'f Factor, x: Vec<f64>, residual: Vec<f64>, known: &'f [(usize, f64)]) -> Self {
-        let mut start = Self { factor, known, x, residual, direction: vec![], rz: 0.0 };
-        known.iter().for_each(|&(i, _)| start.residual[i] = 0.0);
-        start.direction = start.preconditioned();
-        start.rz = dot(&start.residual, &start.direction);
-        start
-    }
-
-    /// The preconditioned residual, in which what is known has no part.
-    fn preconditioned(&self) -> Vec<f64> {
-        let mut z = self.factor.solve(&self.residual);
-        self.known.iter().for_each(|&(i, _)| z[i] = 0.0);
-        z
-    }
-
-    /// One iteration, given the matrix's product with the direction; whether there was one, for nothing is left to gain where the
-    /// residual is zero or the matrix is not positive along the direction.
-    fn step(&mut self, mut product: Vec<f64>) -> bool {
-        self.known.iter().for_each(|&(i, _)| product[i] = 0.0);
-        let along = dot(&self.direction, &product);
-        if !(self.rz > 0.0 && along > 0.0) {
-            return false;
-        }
-        let step = self.rz / along;
-        self.x.iter_mut().zip(&self.direction).for_each(|(x, d)| *x += step * d);
-        self.residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= step * p);
-        let z = self.preconditioned();
-        let next = dot(&self.residual, &z);
-        let kept = next / self.rz;
-        self.direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + kept * *d);
-        self.rz = next;
-        true
-    }
-}
-
-/// The solution of a system where the components that are known are as they are. None where conjugate gradients do not find it soon.
-fn conjugate_gradients(
-    times: impl Fn(&[f64]) -> Vec<f64>,
-    factor: &Factor,
-    right: &[f64],
-    known: &[(usize, f64)],
-) -> Option<Vec<f64>> {
-    let mut x = vec![0.0; right.len()];
-    known.iter().for_each(|&(i, value)| x[i] = value);
-    let mut residual = right.to_vec();
-    if !known.is_empty() {
-        residual.iter_mut().zip(times(&x)).for_each(|(r, p)| *r -= p);
-    }
-    let mut gradients = ConjugateGradients::new(factor, x, residual, known);
-    let enough = SOLVED.powi(2) * gradients.rz;
-    for _ in 0..ITERATIONS {
-        if gradients.rz <= enough {
-            return Some(gradients.x);
-        }
-        let product = times(&gradients.direction);
-        if !gradients.step(product) {
-            return None;
-        }
-    }
-    (gradients.rz <= enough).then_some(gradients.x)
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const N: usize = 60;
-
-    /// Eigenvalues over twelve decades, and a diagonal about 0.01 as that of a majorant may be.
-    fn matrix(majorant: fn(f64) -> f64) -> Symmetric {
-        let a = Mat::from_fn(N, N, |i, j| ((i * N + j) as f64 * 1.37).sin() * 10f64.powf(-(j as f64) / 10.0));
-        let mut lower = &a * a.transpose();
-        (0..N).for_each(|i| lower[(i, i)] += 0.01 * (1.0 + 0.5 * majorant(i as f64)));
-        Symmetric { lower }
-    }
-
-    #[test]
-    fn conjugate_gradients_solve_what_is_like_the_factor_and_keep_what_is_known() {
-        let (a, like) = (matrix(f64::sin), matrix(f64::cos));
-        let factor = Factor::of(like.lower).ok().unwrap();
-        let truth: Vec<f64> = (0..N).map(|i| (i as f64 * 0.7).cos()).collect();
-        let known = [(3, truth[3]), (40, truth[40])];
-        // what stands in the rows of the known ones does not matter
-        let mut right = a.times(&truth);
-        (right[3], right[40]) = (1e9, -1e9);
-        for known in [&known[..], &[]] {
-            let right = if known.is_empty() { a.times(&truth) } else { right.clone() };
-            let x = conjugate_gradients(|x| a.times(x), &factor, &right, known).unwrap();
-            assert!(known.iter().all(|&(i, v)| x[i] == v));
-            let off: Vec<f64> = x.iter().zip(&truth).map(|(a, b)| a - b).collect();
-            let (error, first) = (dot(&off, &a.times(&off)).sqrt(), dot(&truth, &a.times(&truth)).sqrt());
-            assert!(error < 3.0 * SOLVED * first, "{error:e} of {first:e}");
-        }
-    }
-
-    #[test]
-    fn conjugate_gradients_give_up_on_what_is_unlike_the_factor() {
-        let factor = Factor::of(Mat::identity(N, N)).ok().unwrap();
-        let lower = Mat::from_fn(N, N, |i, j| if i == j { 10f64.powf(i as f64 / 8.0) } else { 0.0 });
-        let matrix = Symmetric { lower };
-        assert!(conjugate_gradients(|x| matrix.times(x), &factor, &[1.0; N], &[]).is_none());
-    }
 }

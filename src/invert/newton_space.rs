@@ -188,14 +188,15 @@ impl Space {
         slopes: &[f64],
         x: &[f64],
     ) -> Vec<f64> {
-        let (cells, skipped) = (self.push(x).to_vec(), usize::from(matches!(self, Self::Directions(_))));
+        let skipped = usize::from(matches!(self, Self::Directions(_)));
+        let sloped = |x: &mut [f64]| x.iter_mut().zip(slopes).for_each(|(x, s)| *x *= s);
+        let mut cells = self.push(x).to_vec();
+        sloped(&mut cells);
         let mut product = vec![0.0; cells.len()];
-        over_cells(&regularisers[skipped..], at, slopes, &mut |i, j, v| {
-            product[i] += v * cells[j];
-            if i != j {
-                product[j] += v * cells[i];
-            }
-        });
+        for r in &regularisers[skipped..] {
+            product.iter_mut().zip(r.curvature_times(at, &cells)).for_each(|(y, p)| *y += p);
+        }
+        sloped(&mut product);
         let mut y = self.pull(&Model::from_slice(at.vp.dim(), &product).expect("one number a cell and vmin"));
         if skipped > 0 {
             // the process itself

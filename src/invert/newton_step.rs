@@ -3,7 +3,7 @@
 use super::areas::Areas;
 use super::newton::{MOST_BETWEEN, Problem};
 use super::newton_solve::Solution;
-use super::objective::{EvaluationLimits, Halt, mean_absolute_error};
+use super::objective::{EvaluationLimits, Halt, largest_change, mean_absolute_error};
 use super::outcome::{Observer, Progress};
 use super::stage::Stage;
 use super::state::{Best, Reached, State};
@@ -18,7 +18,7 @@ const SINGLE: f64 = 5e-4;
 /// How many times the noise asked for the least one may be, the data rms or a multiple, before steps at that come between.
 const FAR: f64 = 1.5;
 /// Shares of a step that are tried.
-const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
+pub(super) const SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.1, 0.03];
 /// A map of areas may raise the data rms by this factor within a step.
 const GUESS_MAY_COST: f64 = 30.0;
 /// Largest change of a cell, m/s, from one map of areas to the next that is the same.
@@ -51,11 +51,6 @@ pub(super) struct Taken {
     /// Rms of the residual, as the stage filters it, before and after.
     pub(super) from: f64,
     pub(super) to: f64,
-}
-
-/// Largest change of a cell, m/s.
-pub(super) fn largest_change(from: &Model, to: &Model) -> f64 {
-    from.vp.iter().zip(&to.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
 impl Problem<'_, '_> {
@@ -94,9 +89,9 @@ impl Problem<'_, '_> {
             Err(halt) => return Ok(Err(halt)),
         };
         let begin = Instant::now();
-        let solved = self.solve(&from, &h, noise, &|| limits.halt(&state.ledger, &self.clock))?;
+        let solved = self.solve(&from, h, noise, &|| limits.halt(&state.ledger, &self.clock))?;
         state.ledger.curvature_seconds += begin.elapsed().as_secs_f64();
-        let Solution { x, factor, matrix } = match solved {
+        let Solution { x, factor, curvature: h } = match solved {
             Ok(solution) => solution,
             Err(halt) => return Ok(Err(halt)),
         };
@@ -110,13 +105,12 @@ impl Problem<'_, '_> {
         } else {
             self.inversion.curvature()?.keep(factor.into_memory());
         }
-        self.inversion.curvature()?.keep(h.lower);
         let guess = match &self.newton.areas {
-            Some(areas) => {
-                let matrix = matrix.expect("steps that end in areas keep it");
-                self.guess(areas, (&from, taken.as_ref().unwrap_or(&from)), matrix, state)?
+            Some(areas) => self.guess(areas, (&from, taken.as_ref().unwrap_or(&from)), h, state)?,
+            None => {
+                self.inversion.curvature()?.keep(h.lower);
+                None
             }
-            None => None,
         };
         let settled = guess.as_ref().is_some_and(|guess| largest_change(&from.model, &guess.model) < SAME);
         let guessed = guess.is_some();

@@ -235,6 +235,6 @@ pub(super) fn mean_absolute_error(truth: &Array2<f64>, m: &Model) -> f64 {
     truth.iter().zip(&m.vp).map(|(a, b)| (a - b).abs()).sum::<f64>() / truth.len() as f64
 }
 
-fn largest_change(a: &Model, b: &Model) -> f64 {
+pub(super) fn largest_change(a: &Model, b: &Model) -> f64 {
     a.vp.iter().zip(&b.vp).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }

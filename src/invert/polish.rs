@@ -82,6 +82,7 @@ impl Problem<'_, '_> {
                 break;
             }
         }
+        self.inversion.curvature()?.keep(solver.into_metric().into_memory());
         // a search that was cut off may have found a lower point than the last iterate
         let points = objective.live.into_inner().points;
         let lowest = points.into_iter().map(|(_, at)| at).min_by(|a, b| a.cost(noise).total_cmp(&b.cost(noise)));

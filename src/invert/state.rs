@@ -76,6 +76,14 @@ pub(super) struct Reached {
     pub evaluation: Evaluation,
 }
 
+impl Reached {
+    /// Whether it may be gone on from, for what models may be.
+    fn is_sound(&self, model: impl Fn(&Model) -> bool) -> bool {
+        let Evaluation { value, gradient, data_rms } = &self.evaluation;
+        model(&self.model) && model(gradient) && [value, data_rms].iter().all(|x| x.is_finite() && **x >= 0.0)
+    }
+}
+
 /// Counts and the best model so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ledger {
@@ -167,7 +175,7 @@ impl State {
             && model(&self.entry.model)
             && self.ledger.best.as_ref().is_none_or(|b| model(&b.model))
             && self.begin.as_ref().is_none_or(|b| model(&b.model))
-            && self.reached.as_ref().is_none_or(|r| model(&r.model) && r.evaluation.gradient.vp.dim() == shape)
+            && self.reached.as_ref().is_none_or(|r| r.is_sound(model))
             && self.confidence.as_ref().is_none_or(|c| c.dim() == shape && c.iter().all(|v| v.is_finite()))
             && self.seconds >= 0.0
             && self.earlier.iter().all(|f| f.outcome.model.vp.dim() == shape && f.outcome.start.vp.dim() == shape)

@@ -6,6 +6,7 @@
 //! and quadratic regularisers, such as a Gaussian process; for penalties of steps it is that of the quadratic which majorises
 //! them at the result.
 
+use super::factor::Factor;
 use super::newton::VMIN_STEP;
 use super::newton_space::Space;
 use super::outcome::{Outcome, StageSummary, StopReason};
@@ -16,7 +17,7 @@ use crate::curvature::{Counted, Symmetric};
 use crate::reg::{Mean, MeanMap, Regulariser, RegulariserSpec};
 use crate::{Error, Model, Result};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Mat, Side, get_global_parallelism};
+use faer::{Mat, get_global_parallelism};
 use ndarray::Array2;
 
 /// Standard deviations of a result.
@@ -114,7 +115,8 @@ impl Inversion<'_> {
         let (data, whole) = (self.data(last), || false);
         let h = space.normal_matrix(&whole, self.curvature()?, self.engine(last), model, &Counted::all(&data.mask))?;
         let h = h.expect("nothing stops it");
-        let deviations = posterior(h, noise, &regularisers, model)?;
+        let memory = self.curvature()?.take(h.len());
+        let deviations = posterior(h, noise, &regularisers, model, memory)?;
         let (cells, vmin) = deviations.split_at(deviations.len() - 1);
         let deviations = Array2::from_shape_vec(shape, cells.to_vec()).expect("one number a cell") * calibration;
         Ok(Uncertainty { deviations, vmin: vmin[0], noise, regularisers: specs, calibration })
@@ -133,17 +135,21 @@ fn precision(h: Symmetric, noise: f64, regularisers: &[Box<dyn Regulariser>], mo
 }
 
 /// Standard deviations of the cells, row by row, and of `vmin`.
-fn posterior(h: Symmetric, noise: f64, regularisers: &[Box<dyn Regulariser>], model: &Model) -> Result<Vec<f64>> {
-    let precision = precision(h, noise, regularisers, model);
-    let n = precision.nrows();
-    let factor = precision.llt(Side::Lower).map_err(|_| {
-        Error::Numerical(
+fn posterior(
+    h: Symmetric,
+    noise: f64,
+    regularisers: &[Box<dyn Regulariser>],
+    model: &Model,
+    mut inverse: Mat<f64>,
+) -> Result<Vec<f64>> {
+    let Ok(factor) = Factor::of(precision(h, noise, regularisers, model)) else {
+        return Err(Error::Numerical(
             "the posterior has no covariance: its precision is not positive definite; assume more noise".into(),
-        )
-    })?;
-    drop(precision);
-    let mut inverse = Mat::zeros(n, n);
-    invert_lower_triangular(inverse.as_mut(), factor.L(), get_global_parallelism());
+        ));
+    };
+    let n = inverse.nrows();
+    inverse.fill(0.0);
+    invert_lower_triangular(inverse.as_mut(), factor.into_memory().as_ref(), get_global_parallelism());
     let deviation = |j: usize| inverse.col_as_slice(j)[j..].iter().map(|x| x * x).sum::<f64>().sqrt();
     let deviations: Vec<f64> = (0..n).map(deviation).collect();
     match deviations.iter().all(|d| d.is_finite()) {
@@ -159,6 +165,7 @@ mod tests {
     use crate::reg::{Covariance, GaussianProcess};
     use crate::wave::{Cpu, CpuOptions};
     use crate::{Mask, Position, Survey};
+    use faer::Side;
     use faer::linalg::solvers::Solve;
     use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
     use rand::SeedableRng;
@@ -241,7 +248,7 @@ mod tests {
             }
         }
         let inverse = dense.partial_piv_lu().solve(Mat::<f64>::identity(n, n));
-        let found = posterior(l.h, 0.01, &l.regularisers, &l.model).unwrap();
+        let found = posterior(l.h, 0.01, &l.regularisers, &l.model, Mat::zeros(n, n)).unwrap();
         for (i, sd) in found.iter().enumerate() {
             let expected = inverse[(i, i)].sqrt();
             assert!((sd / expected - 1.0).abs() < 1e-6, "{i}: {sd} {expected}");
@@ -274,7 +281,8 @@ mod tests {
         let whole = precision(l.h.clone(), NOISE, &l.regularisers, &l.model);
         let factor = whole.llt(Side::Lower).unwrap();
         let data = l.h.clone();
-        let deviations = posterior(l.h, NOISE, &l.regularisers, &l.model).unwrap();
+        let memory = Mat::zeros(l.h.len(), l.h.len());
+        let deviations = posterior(l.h, NOISE, &l.regularisers, &l.model, memory).unwrap();
         let mut ridged = data.lower.clone();
         let largest = (0..ridged.nrows()).map(|i| ridged[(i, i)]).fold(0.0, f64::max);
         (0..ridged.nrows()).for_each(|i| ridged[(i, i)] += 1e-10 * largest);

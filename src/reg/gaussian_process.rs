@@ -185,6 +185,12 @@ impl Regulariser for GaussianProcess {
         over_cells(m, self.precision_times(&self.offset(m)))
     }
 
+    fn curvature_times(&self, _: &Model, x: &[f64]) -> Vec<f64> {
+        let mut y = self.precision_times(&x[..x.len() - 1]);
+        y.push(0.0);
+        y
+    }
+
     /// Row by row of cells: the block of rows z and z' is `Vx diag(sum over k of Vz[z, k] Vz[z', k] / lambda[k, .]) Vx'`.
     fn curvature(&self, _: &Model, add: &mut dyn FnMut(usize, usize, f64)) {
         let (nz, nx) = self.mean.dim();

@@ -43,6 +43,18 @@ pub trait Regulariser: Send + Sync {
     /// are; those told of one place add up: a positive semidefinite `A` with
     /// `R(m') <= R(m) + g'(m' - m) + (m' - m)' A (m' - m) / 2` for all `m'`, the Hessian of a quadratic `R`.
     fn curvature(&self, m: &Model, add: &mut dyn FnMut(usize, usize, f64));
+
+    /// The product of that matrix with numbers for the cells and `vmin`.
+    fn curvature_times(&self, m: &Model, x: &[f64]) -> Vec<f64> {
+        let mut y = vec![0.0; x.len()];
+        self.curvature(m, &mut |i, j, v| {
+            y[i] += v * x[j];
+            if i != j {
+                y[j] += v * x[i];
+            }
+        });
+        y
+    }
 }
 
 #[cfg(test)]

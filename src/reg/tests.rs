@@ -123,6 +123,18 @@ fn curvature_is_above_the_value_everywhere() {
     }
 }
 
+#[test]
+fn products_are_those_of_the_curvature() {
+    for (r, _, _) in all() {
+        let (m, x) = (model(4), random(5, 1.0).to_vec());
+        let expected = &curvature(&*r, &m) * faer::Col::from_iter(x.iter().copied());
+        let largest = expected.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        let found = r.curvature_times(&m, &x);
+        let off = found.iter().zip(expected.iter()).fold(0.0f64, |a, (f, e)| a.max((f - e).abs()));
+        assert!(off < 1e-9 * largest, "{}: {off:e} of {largest:e}", r.describe());
+    }
+}
+
 /// The covariance cell by cell, as the module's head states it.
 fn dense(c: &Covariance, factors: Option<&Array2<f64>>) -> Mat<f64> {
     let (nz, nx) = SHAPE;

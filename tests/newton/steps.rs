@@ -37,9 +37,9 @@ max_evals = 1
         plain.data_rms, plain.evaluations, polished.data_rms, polished.evaluations
     );
     assert!(polished.data_rms < 0.5 * plain.data_rms);
-    // a step evaluates its beginning and at most five shares, then what it may for polishing
+    // a step evaluates at most five shares, then what it may for polishing, the first one its beginning, too
     let stage = &polished.stages[0];
-    assert!(stage.evaluations <= (1 + 5 + 12) * stage.normal_matrices && stage.evaluations > plain.evaluations);
+    assert!(stage.evaluations <= 1 + (5 + 12) * stage.normal_matrices && stage.evaluations > plain.evaluations);
     assert!(
         matches!(polished.stages[1].stop, StopReason::OtherKind { kind: Kind::SharpTexture }),
         "{}",
@@ -72,6 +72,23 @@ regularisers = [{{ kind = "tv", scale = 10, epsilon = 1 }}]
 "#
     );
     Attempt::new(Recipe::parse(&text, 1e-3).unwrap(), &Settings::default())
+}
+
+#[test]
+fn steps_begin_with_what_those_before_evaluated_where_that_is_the_same() {
+    let bench = Bench::new(1);
+    let run = |more: &str| {
+        let stages = format!("[[stage]]\nlike = \"edges\"\nname = \"again\"\nnewton.noise = [0.01]\n{more}");
+        let attempt = steps_then("noise = [0.02]", &stages);
+        let out = invert_with_fallbacks(&[attempt], &first(), &bench.inversion(1), &mut ()).unwrap();
+        assert!(out.stages[0].moved && out.stages[1].moved);
+        out
+    };
+    // all samples lie before ten seconds, but who evaluated before does not know
+    let (alike, otherwise) = (run(""), run("until = 10.0"));
+    assert_eq!(alike.model, otherwise.model);
+    assert_eq!(alike.stages[1].evaluations + 1, otherwise.stages[1].evaluations);
+    assert!(run("misfit = \"lowpass:15\"").stages[1].evaluations > alike.stages[1].evaluations);
 }
 
 #[test]
