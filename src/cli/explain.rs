@@ -49,7 +49,13 @@ fn conditions(attempt: &Attempt) -> String {
     let above =
         attempt.only_above.map_or(String::new(), |rms| format!(", unless the data rms is down to {rms:e} by then"));
     let times = if attempt.times > 1 { format!(", up to {} times", attempt.times) } else { String::new() };
-    above + &times
+    let again = match attempt.again_below {
+        share if attempt.times > 1 && share.is_finite() => {
+            format!(" while each brings the data rms below {share} of what it was")
+        }
+        _ => String::new(),
+    };
+    above + &times + &again
 }
 
 fn table(attempt: &Attempt, survey: &Survey, curvature: &Curvature) -> Result<()> {

@@ -77,7 +77,8 @@ impl Chosen {
 /// Stages without a recipe as the only attempt.
 pub fn without_recipe(settings: &Settings) -> Vec<Attempt> {
     let (recipe, settings) = ("stages".into(), settings.clone());
-    vec![Attempt { recipe, start: RecipeStart::Prior, accept_rms: f64::INFINITY, only_above: None, times: 1, settings }]
+    let (accept_rms, again_below) = (f64::INFINITY, f64::INFINITY);
+    vec![Attempt { recipe, start: RecipeStart::Prior, accept_rms, only_above: None, times: 1, again_below, settings }]
 }
 
 /// The attempt whose map is the outcome's.

@@ -3,6 +3,7 @@
 use crate::wave::Propagator;
 use crate::{Model, Position, Result, Survey};
 use std::f64::consts::PI;
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// Cells into the padding over which every cell counts: near sources and receivers the fields vary from cell to cell.
@@ -21,6 +22,8 @@ pub struct Axis {
     pub weight: Vec<f32>,
     /// Number of cells before the map.
     pub before: usize,
+    /// Those of the cells around the map, by their place here, none of which is left out.
+    whole: Range<usize>,
     /// Cells of the padded grid.
     padded: usize,
 }
@@ -38,8 +41,10 @@ impl Axis {
         let left = outside.iter().rev().map(|&(d, w)| (sponge - d, w));
         let map = (sponge..sponge + cells).map(|i| (i, 1.0));
         let right = outside.iter().map(|&(d, w)| (sponge + cells - 1 + d, w));
-        let (at, weight) = left.chain(map).chain(right).map(|(i, w)| (i, w as f32)).unzip();
-        Self { at, weight, before: outside.len(), padded: cells + 2 * sponge }
+        let (at, weight): (Vec<usize>, _) = left.chain(map).chain(right).map(|(i, w)| (i, w as f32)).unzip();
+        let (before, padded) = (outside.len(), cells + 2 * sponge);
+        let beside = outside.iter().enumerate().take_while(|(i, (d, _))| *d == i + 1).count();
+        Self { at, weight, before, whole: before - beside..before + cells + beside, padded }
     }
 
     /// Number of cells.
@@ -122,10 +127,15 @@ pub fn record(
 }
 
 fn copy<'p>(region: &Region, row: impl Fn(usize) -> &'p [f64], out: &mut [f32]) {
-    let columns = &region.across.at;
-    for (&z, to) in region.down.at.iter().zip(out.chunks_exact_mut(columns.len())) {
+    let Axis { at, whole, .. } = &region.across;
+    let gather = |row: &[f64], to: &mut [f32], at: &[usize]| {
+        to.iter_mut().zip(at).for_each(|(to, &x)| *to = row[x] as f32);
+    };
+    for (&z, to) in region.down.at.iter().zip(out.chunks_exact_mut(at.len())) {
         let row = row(z);
-        to.iter_mut().zip(columns).for_each(|(to, &x)| *to = row[x] as f32);
+        gather(row, &mut to[..whole.start], &at[..whole.start]);
+        gather(row, &mut to[whole.end..], &at[whole.end..]);
+        to[whole.clone()].iter_mut().zip(&row[at[whole.start]..]).for_each(|(to, x)| *to = *x as f32);
     }
 }
 

@@ -95,9 +95,11 @@ impl Symmetric {
 }
 
 /// The first row of a panel in which any of the columns sounds.
-fn first_sounding(rows: &[f32], n: usize, columns: &Range<usize>) -> usize {
-    let peak = |row: &[f32]| row[columns.clone()].iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    let peaks: Vec<f32> = rows.chunks_exact(n).map(peak).collect();
+fn first_sounding(panel: &Panel, columns: &Range<usize>) -> usize {
+    let mut peaks = vec![0.0f32; panel.rows];
+    for column in panel.values[columns.start * panel.rows..columns.end * panel.rows].chunks_exact(panel.rows.max(1)) {
+        peaks.iter_mut().zip(column).for_each(|(p, x)| *p = p.max(x.abs()));
+    }
     let largest = peaks.iter().copied().fold(0.0, f32::max);
     peaks.iter().position(|&p| p > SILENT * largest).unwrap_or(peaks.len())
 }
@@ -131,7 +133,6 @@ fn tiles<'m>(lower: MatMut<'m, f64>, columns: &[Range<usize>]) -> Vec<(usize, us
 
 /// The sum as it grows.
 pub struct Gram {
-    n: usize,
     precision: Precision,
     columns: Vec<Range<usize>>,
     /// The lower triangle so far.
@@ -145,18 +146,15 @@ impl Gram {
         (0..lower.ncols()).for_each(|j| lower.col_as_slice_mut(j)[j..].fill(0.0));
         let mut columns: Vec<_> = (0..n).step_by(TILE).map(|first| first..n.min(first + TILE)).collect();
         columns.extend(extra.then(|| n..n + 1));
-        Self { n: n + usize::from(extra), precision, columns, lower }
+        Self { precision, columns, lower }
     }
 
     /// Adds the squares of panels, so many together and one after the other, so that the threads do not matter, nor the number of
     /// panels in a call but the last if it is a multiple of [`TOGETHER`]; the number of operations.
     pub fn add(&mut self, pool: &Pool, panels: &[Panel]) -> f64 {
-        let (n, columns) = (self.n, &self.columns);
-        if n == 0 {
-            return 0.0;
-        }
+        let columns = &self.columns;
         let first: Vec<Vec<usize>> =
-            pool.map(panels.len(), |p| columns.iter().map(|c| first_sounding(&panels[p].values, n, c)).collect());
+            pool.map(panels.len(), |p| columns.iter().map(|c| first_sounding(&panels[p], c)).collect());
         let doubled: Vec<Vec<f64>> = match self.precision {
             Precision::F32 => vec![],
             Precision::F64 => pool.map(panels.len(), |p| panels[p].values.iter().map(|&x| f64::from(x)).collect()),
@@ -169,16 +167,16 @@ impl Gram {
             let mut single = if doubled.is_empty() { Mat::zeros(h, w) } else { Mat::zeros(0, 0) };
             let (mut flops, mut held, of) = (0.0, false, (&columns[*i], &columns[*j]));
             for (p, first) in first.iter().enumerate() {
-                let silent = first[*i].max(first[*j]) * n;
-                let count = panels[p].values.len() / n - silent / n;
+                let (rows, silent) = (panels[p].rows, first[*i].max(first[*j]));
+                let count = rows - silent;
                 flops += (if i == j { 1.0 } else { 2.0 }) * (h * w * count) as f64;
                 match doubled.get(p) {
                     None if count > 0 => {
                         let accum = if held { Accum::Add } else { Accum::Replace };
-                        square(&panels[p].values[silent..], n, of, accum, single.as_mut());
+                        square(&panels[p].values, silent..rows, of, accum, single.as_mut());
                         held = true;
                     }
-                    Some(rows) if count > 0 => square(&rows[silent..], n, of, Accum::Add, tile.as_mut()),
+                    Some(values) if count > 0 => square(values, silent..rows, of, Accum::Add, tile.as_mut()),
                     _ => {}
                 }
                 if held && ((p + 1) % TOGETHER == 0 || p + 1 == panels.len()) {
@@ -197,10 +195,16 @@ impl Gram {
     }
 }
 
-/// A tile's part of the square of some rows of `n` columns.
-fn square<T: ComplexField>(rows: &[T], n: usize, (i, j): (&Range<usize>, &Range<usize>), accum: Accum, to: MatMut<T>) {
+/// A tile's part of the square of some rows, the last ones of their panel.
+fn square<T: ComplexField>(
+    values: &[T],
+    rows: Range<usize>,
+    (i, j): (&Range<usize>, &Range<usize>),
+    accum: Accum,
+    to: MatMut<T>,
+) {
     use BlockStructure::{Rectangular, TriangularLower};
-    let a = MatRef::from_row_major_slice(rows, rows.len() / n, n);
+    let a = MatRef::from_column_major_slice(values, rows.end, values.len() / rows.end).subrows(rows.start, rows.len());
     let (left, right) = (a.subcols(i.start, i.len()).transpose(), a.subcols(j.start, j.len()));
     if i == j {
         triangular(to, TriangularLower, accum, left, Rectangular, right, Rectangular, T::one_impl(), Par::Seq);

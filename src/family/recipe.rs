@@ -33,6 +33,10 @@ pub struct Recipe {
     /// How many times it is tried at most, while it stalls: more than once for one that begins with the best map so far.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub times: usize,
+    /// It is tried again only where it has brought the data rms below this share of the lowest before: 1 where it is lower at
+    /// all. By default however little it gained, for a step that gains nothing may lead on.
+    #[serde(default = "always", skip_serializing_if = "is_always")]
+    pub again_below: f64,
     /// Name of the embedded recipe to try where this one stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
@@ -43,6 +47,14 @@ pub struct Recipe {
 
 fn accept_rms() -> f64 {
     1e-4
+}
+
+fn always() -> f64 {
+    f64::INFINITY
+}
+
+fn is_always(share: &f64) -> bool {
+    *share == always()
 }
 
 /// Where a recipe begins unless something else is asked for.
@@ -84,6 +96,7 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("flat", include_str!("../../recipes/flat.toml")),
     ("flat-skipped", include_str!("../../recipes/flat-skipped.toml")),
     ("layered", include_str!("../../recipes/layered.toml")),
+    ("level", include_str!("../../recipes/level.toml")),
     ("sharp", include_str!("../../recipes/sharp.toml")),
     ("skipped", include_str!("../../recipes/skipped.toml")),
     ("smooth", include_str!("../../recipes/smooth.toml")),
@@ -177,6 +190,9 @@ impl Recipe {
         if recipe.times == 0 || recipe.times > most {
             let problem = "a recipe is tried once, or, with start = \"best\", 1 to 100 times";
             return Err(Error::Usage(format!("{problem}, not {}", recipe.times)));
+        }
+        if recipe.again_below.is_nan() || recipe.again_below <= 0.0 {
+            return Err(Error::Usage(format!("again_below must be above 0, not {}", recipe.again_below)));
         }
         if let Some(name) = &recipe.fallback {
             Self::text(name).map_err(|e| Error::Usage(format!("fallback: {e}")))?;

@@ -25,6 +25,8 @@ pub struct Attempt {
     pub only_above: Option<f64>,
     /// How many times it is tried at most.
     pub times: usize,
+    /// Share of the lowest data rms before it that an attempt must come below for it to be tried again.
+    pub again_below: f64,
     /// How it inverts.
     pub settings: Settings,
 }
@@ -32,9 +34,9 @@ pub struct Attempt {
 impl Attempt {
     /// A recipe's, with all but its stages from `settings`.
     pub fn new(recipe: Recipe, settings: &Settings) -> Self {
-        let Recipe { name, start, accept_rms, only_above, times, stages, .. } = recipe;
+        let Recipe { name, start, accept_rms, only_above, times, again_below, stages, .. } = recipe;
         let settings = Settings { stages, ..settings.clone() };
-        Self { recipe: name, start, accept_rms, only_above, times, settings }
+        Self { recipe: name, start, accept_rms, only_above, times, again_below, settings }
     }
 
     /// Whether it is left out after those before: they have come nearer than it is for.
@@ -48,6 +50,14 @@ impl Attempt {
         last.summary.recipe == self.recipe && matches!(last.summary.stop, StopReason::BrokeDown { .. })
     }
 
+    /// Whether the last attempt was this recipe's and gained too little for another one.
+    fn stalled(&self, done: &[Finished]) -> bool {
+        let Some((last, before)) = done.split_last().filter(|(f, _)| f.summary.recipe == self.recipe) else {
+            return false;
+        };
+        best(before).is_some_and(|i| last.outcome.data_rms > self.again_below * before[i].outcome.data_rms)
+    }
+
     /// The best map of those before, or, tried again, its own.
     fn best_start(&self, done: &[Finished]) -> Option<Start> {
         let own = done.last().filter(|f| f.summary.recipe == self.recipe);
@@ -59,7 +69,9 @@ impl Attempt {
 fn next<'a>(attempts: &'a [Attempt], done: &[Finished]) -> Result<Option<&'a Attempt>> {
     let mut before = 0;
     for attempt in attempts.iter().flat_map(|a| std::iter::repeat_n(a, a.times)) {
-        if before > 0 && (attempt.is_left_out(&done[..before]) || attempt.broke_down(&done[before - 1])) {
+        let so_far = &done[..before];
+        let broke_down = so_far.last().is_some_and(|last| attempt.broke_down(last));
+        if broke_down || attempt.is_left_out(so_far) || attempt.stalled(so_far) {
             continue;
         }
         match done.get(before) {

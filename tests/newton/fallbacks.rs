@@ -11,7 +11,8 @@ use std::path::Path;
 fn plain(recipe: &str, start: RecipeStart, evals: u64) -> Attempt {
     let stage = Stage { max_evals: Some(evals), ..Stage::new(recipe, MisfitSpec::L2) };
     let settings = Settings { stages: vec![stage], ..Settings::default() };
-    Attempt { recipe: recipe.into(), start, accept_rms: 1e-4, only_above: None, times: 1, settings }
+    let (recipe, again_below) = (recipe.into(), f64::INFINITY);
+    Attempt { recipe, start, accept_rms: 1e-4, only_above: None, times: 1, again_below, settings }
 }
 
 #[test]
@@ -52,6 +53,19 @@ fn a_stalled_recipe_falls_back_and_the_best_is_kept() {
     let told: Vec<_> = out.attempts.iter().map(|a| (&a.recipe[..], &a.start[..])).collect();
     assert_eq!(told, [("a", "prior"), ("c", "best"), ("c", "best"), ("c", "best")]);
     assert!(out.attempts.is_sorted_by(|a, b| a.data_rms > b.data_rms), "{:?}", out.attempts);
+    let (resumed, _) = piecemeal(&bench, &attempts);
+    assert!(timeless(&out) == timeless(&resumed), "interruptions change the outcome");
+
+    // where it must gain more than it does, the next one follows
+    let gain = |i: usize| out.attempts[i].data_rms.unwrap() / out.attempts[i - 1].data_rms.unwrap();
+    let (first_gain, second_gain) = (gain(1), gain(2));
+    assert!(first_gain < second_gain, "{first_gain} {second_gain}");
+    let mut attempts = attempts.to_vec();
+    attempts[2].again_below = 0.5 * (first_gain + second_gain);
+    attempts.push(plain("d", RecipeStart::Best, 2));
+    let out = run(&attempts);
+    let told: Vec<_> = out.attempts.iter().map(|a| &a.recipe[..]).collect();
+    assert_eq!(told, ["a", "c", "c", "d"]);
     let (resumed, _) = piecemeal(&bench, &attempts);
     assert!(timeless(&out) == timeless(&resumed), "interruptions change the outcome");
 
