@@ -61,21 +61,21 @@ impl Traces<'_> {
                 self.own_term(&block, shot, product);
             }
         }
-        let width = self.columns.len() + self.extra.iter().count();
-        let (mut values, mut rows, mut order) = (vec![], vec![], vec![]);
+        let width = self.columns.len().max(1);
+        let mut rows = Vec::with_capacity(live.len() * self.rows.count * width);
+        let (mut last, mut order) = (vec![], vec![]);
         for (product, &shot) in products.chunks_exact_mut(size).zip(&live) {
             product.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&scale).for_each(|(x, s)| *x *= s));
-            rows.clear();
+            let before = rows.len();
             self.append(product, &mut rows);
-            let silent = self.rows.count - rows.len() / self.columns.len().max(1);
-            for (i, row) in rows.chunks_exact(self.columns.len().max(1)).enumerate() {
-                order.push(silent + i);
-                values.extend(row);
-                let time = self.rows.time(silent + i);
-                values.extend(self.extra.map(|e| sample(&e.data.slice(s![shot, .., r]), time) as f32));
+            let silent = self.rows.count - (rows.len() - before) / width;
+            order.extend(silent..self.rows.count);
+            if let Some(extra) = self.extra {
+                let trace = extra.data.slice(s![shot, .., r]);
+                last.extend((silent..self.rows.count).map(|i| sample(&trace, self.rows.time(i)) as f32));
             }
         }
-        Panel::new(&values, width, &order)
+        Panel::new(&rows, &last, &order)
     }
 
     /// Appends a trace's rows from the products' spectra over the cells. Both steps, to the unknowns and to time, are
@@ -129,19 +129,22 @@ impl Traces<'_> {
 }
 
 impl Panel {
-    /// From rows of a width and keys that tell their order.
-    fn new(rows: &[f32], width: usize, keys: &[usize]) -> Self {
+    /// From rows of any width, what comes last in each of them, if anything, and keys that tell their order.
+    fn new(rows: &[f32], last: &[f32], keys: &[usize]) -> Self {
         let mut order: Vec<usize> = (0..keys.len()).collect();
         order.sort_by_key(|&i| keys[i]);
+        let (count, width) = (order.len(), rows.len() / order.len().max(1));
         let mut values = vec![0.0f32; rows.len()];
-        for (strip, to) in values.chunks_mut((TURNED * order.len()).max(1)).enumerate() {
+        values.reserve_exact(last.len());
+        for (strip, to) in values.chunks_mut((TURNED * count).max(1)).enumerate() {
             let columns = strip * TURNED..width.min((strip + 1) * TURNED);
             for (r, &i) in order.iter().enumerate() {
                 let row = &rows[i * width..][columns.clone()];
-                row.iter().enumerate().for_each(|(c, x)| to[c * order.len() + r] = *x);
+                row.iter().enumerate().for_each(|(c, x)| to[c * count + r] = *x);
             }
         }
-        Self { rows: order.len(), values }
+        values.extend(order.iter().filter_map(|&i| last.get(i)));
+        Self { rows: count, values }
     }
 }
 
