@@ -49,12 +49,10 @@ fn conditions(attempt: &Attempt) -> String {
     let above =
         attempt.only_above.map_or(String::new(), |rms| format!(", unless the data rms is down to {rms:e} by then"));
     let times = if attempt.times > 1 { format!(", up to {} times", attempt.times) } else { String::new() };
-    let again = match attempt.again_below {
-        share if attempt.times > 1 && share.is_finite() => {
-            format!(" while each brings the data rms below {share} of what it was")
-        }
-        _ => String::new(),
-    };
+    let again = attempt
+        .again_below
+        .filter(|_| attempt.times > 1)
+        .map_or(String::new(), |share| format!(" while each brings the data rms below {share} of what it was"));
     above + &times + &again
 }
 

@@ -77,7 +77,7 @@ impl Chosen {
 /// Stages without a recipe as the only attempt.
 pub fn without_recipe(settings: &Settings) -> Vec<Attempt> {
     let (recipe, settings) = ("stages".into(), settings.clone());
-    let (accept_rms, again_below) = (f64::INFINITY, f64::INFINITY);
+    let (accept_rms, again_below) = (f64::INFINITY, None);
     vec![Attempt { recipe, start: RecipeStart::Prior, accept_rms, only_above: None, times: 1, again_below, settings }]
 }
 

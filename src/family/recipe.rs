@@ -35,8 +35,8 @@ pub struct Recipe {
     pub times: usize,
     /// It is tried again only where it has brought the data rms below this share of the lowest before: 1 where it is lower at
     /// all. By default however little it gained, for a step that gains nothing may lead on.
-    #[serde(default = "always", skip_serializing_if = "is_always")]
-    pub again_below: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again_below: Option<f64>,
     /// Name of the embedded recipe to try where this one stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
@@ -47,14 +47,6 @@ pub struct Recipe {
 
 fn accept_rms() -> f64 {
     1e-4
-}
-
-fn always() -> f64 {
-    f64::INFINITY
-}
-
-fn is_always(share: &f64) -> bool {
-    *share == always()
 }
 
 /// Where a recipe begins unless something else is asked for.
@@ -183,16 +175,15 @@ impl Recipe {
         if !(recipe.accept_rms > 0.0 && recipe.accept_rms.is_finite()) {
             return Err(Error::Usage(format!("accept_rms must be above 0 and finite, not {}", recipe.accept_rms)));
         }
-        if recipe.only_above.is_some_and(|rms| !(rms > 0.0 && rms.is_finite())) {
-            return Err(Error::Usage("only_above must be above 0 and finite".into()));
+        for (key, value) in [("only_above", recipe.only_above), ("again_below", recipe.again_below)] {
+            if value.is_some_and(|x| !(x > 0.0 && x.is_finite())) {
+                return Err(Error::Usage(format!("{key} must be above 0 and finite")));
+            }
         }
         let most = if recipe.start == RecipeStart::Best { 100 } else { 1 };
         if recipe.times == 0 || recipe.times > most {
             let problem = "a recipe is tried once, or, with start = \"best\", 1 to 100 times";
             return Err(Error::Usage(format!("{problem}, not {}", recipe.times)));
-        }
-        if recipe.again_below.is_nan() || recipe.again_below <= 0.0 {
-            return Err(Error::Usage(format!("again_below must be above 0, not {}", recipe.again_below)));
         }
         if let Some(name) = &recipe.fallback {
             Self::text(name).map_err(|e| Error::Usage(format!("fallback: {e}")))?;

@@ -25,8 +25,8 @@ pub struct Attempt {
     pub only_above: Option<f64>,
     /// How many times it is tried at most.
     pub times: usize,
-    /// Share of the lowest data rms before it that an attempt must come below for it to be tried again.
-    pub again_below: f64,
+    /// Share of the lowest data rms before it that an attempt must come below for it to be tried again; however little without one.
+    pub again_below: Option<f64>,
     /// How it inverts.
     pub settings: Settings,
 }
@@ -52,10 +52,9 @@ impl Attempt {
 
     /// Whether the last attempt was this recipe's and gained too little for another one.
     fn stalled(&self, done: &[Finished]) -> bool {
-        let Some((last, before)) = done.split_last().filter(|(f, _)| f.summary.recipe == self.recipe) else {
-            return false;
-        };
-        best(before).is_some_and(|i| last.outcome.data_rms > self.again_below * before[i].outcome.data_rms)
+        let own = done.split_last().filter(|(last, _)| last.summary.recipe == self.recipe);
+        let Some((share, (last, before))) = self.again_below.zip(own) else { return false };
+        best(before).is_some_and(|i| last.outcome.data_rms > share * before[i].outcome.data_rms)
     }
 
     /// The best map of those before, or, tried again, its own.

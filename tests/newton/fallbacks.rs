@@ -11,7 +11,7 @@ use std::path::Path;
 fn plain(recipe: &str, start: RecipeStart, evals: u64) -> Attempt {
     let stage = Stage { max_evals: Some(evals), ..Stage::new(recipe, MisfitSpec::L2) };
     let settings = Settings { stages: vec![stage], ..Settings::default() };
-    let (recipe, again_below) = (recipe.into(), f64::INFINITY);
+    let (recipe, again_below) = (recipe.into(), None);
     Attempt { recipe, start, accept_rms: 1e-4, only_above: None, times: 1, again_below, settings }
 }
 
@@ -61,7 +61,7 @@ fn a_stalled_recipe_falls_back_and_the_best_is_kept() {
     let (first_gain, second_gain) = (gain(1), gain(2));
     assert!(first_gain < second_gain, "{first_gain} {second_gain}");
     let mut attempts = attempts.to_vec();
-    attempts[2].again_below = 0.5 * (first_gain + second_gain);
+    attempts[2].again_below = Some(0.5 * (first_gain + second_gain));
     attempts.push(plain("d", RecipeStart::Best, 2));
     let out = run(&attempts);
     let told: Vec<_> = out.attempts.iter().map(|a| &a.recipe[..]).collect();
