@@ -5,9 +5,8 @@ mod common;
 use common::{max_relative, random_case, survey};
 use fwi::misfit::{L2, Misfit};
 use fwi::wave::cpu::vector::Isa;
-use fwi::wave::{Cpu, CpuOptions, Fidelity, Precision, Propagator, Reference};
+use fwi::wave::{Cpu, CpuOptions, Fidelity, FieldView, Precision, Propagator, Reference};
 use fwi::{Gather, Mask, Observed, Position, Survey};
-use ndarray::ArrayView2;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -73,8 +72,8 @@ fn wavefields_match_the_reference() {
     let sources = [Position { z: 2, x: 7 }, Position { z: 0, x: 39 }, Position { z: 8, x: 0 }];
     let levels = |p: &dyn Propagator| {
         let kept = Mutex::new(BTreeMap::new());
-        let visit = |source: usize, level: usize, field: ArrayView2<f64>| {
-            assert!(kept.lock().unwrap().insert((source, level), field.to_owned()).is_none());
+        let visit = |source: usize, level: usize, field: FieldView| {
+            assert!(kept.lock().unwrap().insert((source, level), field.to_f64()).is_none());
         };
         p.wavefields(&model, &sources, &[1.0, -0.5], 7, &visit).unwrap();
         kept.into_inner().unwrap()

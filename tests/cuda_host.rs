@@ -9,7 +9,7 @@ use cuda_common::{Host, Order, library};
 use fwi::misfit::{FilteredL2, Huber, L1, L2, Misfit, StudentT};
 use fwi::verify::{DataVector, dot_test, taylor_test};
 use fwi::wave::cuda::{Cuda, CudaOptions, History, Kind, Limits, Plan, params::Params};
-use fwi::wave::{Cpu, CpuOptions, Fidelity, Precision, Propagator, Reference};
+use fwi::wave::{Cpu, CpuOptions, Fidelity, FieldView, Precision, Propagator, Reference};
 use fwi::{Gather, Model, Observed, Position, Survey};
 use ndarray::ArrayView2;
 use std::collections::BTreeMap;
@@ -275,8 +275,8 @@ fn wavefields_match_the_reference() {
     let levels = |p: &dyn Propagator, precision| {
         let (model, _, _) = case(&survey, 3, precision);
         let kept = Mutex::new(BTreeMap::new());
-        let visit = |source: usize, level: usize, field: ArrayView2<f64>| {
-            assert!(kept.lock().unwrap().insert((source, level), field.to_owned()).is_none());
+        let visit = |source: usize, level: usize, field: FieldView| {
+            assert!(kept.lock().unwrap().insert((source, level), field.to_f64()).is_none());
         };
         p.wavefields(&model, &sources, &[1.0, -0.5], 7, &visit).unwrap();
         kept.into_inner().unwrap()

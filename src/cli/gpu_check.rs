@@ -5,9 +5,9 @@ use fwi::misfit::{L2, parse};
 use fwi::verify::{DataVector, dot_test};
 use fwi::wave::cuda::driver::Driver;
 use fwi::wave::cuda::{Cuda, CudaOptions, History, Kind, Runtime};
-use fwi::wave::{Cpu, CpuOptions, Fidelity, Precision, Propagator, build};
+use fwi::wave::{Cpu, CpuOptions, Fidelity, FieldView, Precision, Propagator, build};
 use fwi::{Gather, Misfit, Model, Observed, Position, Result, Survey};
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -179,15 +179,15 @@ fn wavefields(p: Precision, a: &dyn Propagator, b: &dyn Propagator, m: &Model) -
     let sources = [Position { z: 1, x: 3 }, Position { z: 60, x: 40 }];
     let kept: Mutex<Vec<(usize, usize, Array2<f64>)>> = Mutex::default();
     let lock = || kept.lock().unwrap_or_else(|e| e.into_inner());
-    let keep = |s: usize, level: usize, field: ArrayView2<f64>| lock().push((s, level, field.to_owned()));
+    let keep = |s: usize, level: usize, field: FieldView| lock().push((s, level, field.to_f64()));
     b.wavefields(m, &sources, &[1.0, 0.5], 40, &keep)?;
     let worst = Mutex::new(0.0f64);
     let levels = lock().len();
     let seen = Mutex::new(0);
-    let compare = |s: usize, level: usize, field: ArrayView2<f64>| {
+    let compare = |s: usize, level: usize, field: FieldView| {
         let list = lock();
         let wanted = list.iter().find(|(i, l, _)| (*i, *l) == (s, level));
-        let error = wanted.map_or(f64::INFINITY, |(_, _, w)| difference(p, field.iter(), w.iter()));
+        let error = wanted.map_or(f64::INFINITY, |(_, _, w)| difference(p, field.to_f64().iter(), w.iter()));
         let mut worst = worst.lock().unwrap_or_else(|e| e.into_inner());
         *worst = worst.max(error);
         *seen.lock().unwrap_or_else(|e| e.into_inner()) += 1;

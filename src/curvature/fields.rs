@@ -1,7 +1,8 @@
 //! Fields on the map and the padding around it, kept at every few steps.
 
-use crate::wave::Propagator;
+use crate::wave::{FieldView, Propagator};
 use crate::{Model, Position, Result, Survey};
+use ndarray::ArrayView2;
 use std::f64::consts::PI;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -52,6 +53,13 @@ impl Axis {
         self.at.len()
     }
 
+    /// Of the cells around the map, those whose neighbours lie beside them in the padded grid, too.
+    fn inner(&self) -> Range<usize> {
+        let first = self.whole.clone().find(|&j| self.at[j] >= 2).unwrap_or(self.whole.end);
+        let last = self.whole.clone().rfind(|&j| self.at[j] + 2 < self.padded).map_or(first, |j| j + 1);
+        first..last.max(first)
+    }
+
     /// Indices of the cells `by` farther on, around the torus.
     fn shifted(&self, by: isize) -> Vec<usize> {
         self.at.iter().map(|&i| (i as isize + by).rem_euclid(self.padded as isize) as usize).collect()
@@ -99,7 +107,7 @@ pub struct Fields {
     pub values: Vec<f32>,
 }
 
-/// The field of a source at every `every`-th step.
+/// The field of a source at every `every`-th step, in the memory of other fields.
 pub fn record(
     propagator: &dyn Propagator,
     model: &Model,
@@ -107,35 +115,41 @@ pub fn record(
     every: usize,
     region: &Region,
     what: Recorder,
+    mut values: Vec<f32>,
 ) -> Result<Fields> {
     let levels = propagator.survey().nt.div_ceil(every);
     let cells = region.cells();
-    let values = Mutex::new(vec![0.0f32; levels * cells]);
-    let stencil = Stencil::new(region);
-    propagator.wavefields(model, &[at], wavelet, every, &|_, level, p| {
+    values.resize(levels * cells, 0.0);
+    let (values, stencil) = (Mutex::new(values), Stencil::new(region));
+    propagator.wavefields(model, &[at], wavelet, every, &|_, level, field| {
         let mut values = values.lock().unwrap_or_else(|e| e.into_inner());
         let out = &mut values[level * cells..][..cells];
-        let (width, rows) = (p.ncols(), p.as_standard_layout());
-        let rows = rows.as_slice().expect("row by row");
-        let row = |z: usize| &rows[z * width..][..width];
-        match what {
-            Recorder::Field => copy(region, row, out),
-            Recorder::Laplacian => stencil.apply(region, row, out),
+        match (what, field) {
+            (Recorder::Field, FieldView::F32(field)) => copy(region, field, out),
+            (Recorder::Field, FieldView::F64(field)) => copy(region, field, out),
+            (Recorder::Laplacian, FieldView::F32(field)) => stencil.apply(region, field, out),
+            (Recorder::Laplacian, FieldView::F64(field)) => stencil.apply(region, field, out),
         }
     })?;
     Ok(Fields { levels, what, values: values.into_inner().unwrap_or_else(|e| e.into_inner()) })
 }
 
-fn copy<'p>(region: &Region, row: impl Fn(usize) -> &'p [f64], out: &mut [f32]) {
+/// A row of a field.
+fn row<'p, T>(field: &ArrayView2<'p, T>, z: usize) -> &'p [T] {
+    field.clone().index_axis_move(ndarray::Axis(0), z).to_slice().expect("cells of a row lie together")
+}
+
+fn copy<T: Copy + Into<f64>>(region: &Region, field: ArrayView2<T>, out: &mut [f32]) {
     let Axis { at, whole, .. } = &region.across;
-    let gather = |row: &[f64], to: &mut [f32], at: &[usize]| {
-        to.iter_mut().zip(at).for_each(|(to, &x)| *to = row[x] as f32);
+    let single = |x: T| -> f32 { x.into() as f32 };
+    let gather = |row: &[T], to: &mut [f32], at: &[usize]| {
+        to.iter_mut().zip(at).for_each(|(to, &x)| *to = single(row[x]));
     };
     for (&z, to) in region.down.at.iter().zip(out.chunks_exact_mut(at.len())) {
-        let row = row(z);
+        let row = row(&field, z);
         gather(row, &mut to[..whole.start], &at[..whole.start]);
         gather(row, &mut to[whole.end..], &at[whole.end..]);
-        to[whole.clone()].iter_mut().zip(&row[at[whole.start]..]).for_each(|(to, x)| *to = *x as f32);
+        to[whole.clone()].iter_mut().zip(&row[at[whole.start]..]).for_each(|(to, x)| *to = single(*x));
     }
 }
 
@@ -151,19 +165,35 @@ impl Stencil {
         Self { down: around(&region.down), across: around(&region.across) }
     }
 
-    fn apply<'p>(&self, region: &Region, row: impl Fn(usize) -> &'p [f64], out: &mut [f32]) {
+    fn apply<T: Copy + Into<f64>>(&self, region: &Region, field: ArrayView2<T>, out: &mut [f32]) {
         let (down, across) = (&region.down, &region.across);
+        let inner = across.inner();
         for (i, to) in out.chunks_exact_mut(across.len()).enumerate() {
-            let here = row(down.at[i]);
-            let [a, b, c, d] = [0, 1, 2, 3].map(|k| row(self.down[k][i]));
-            for (j, to) in to.iter_mut().enumerate() {
+            let here = row(&field, down.at[i]);
+            let around = [0, 1, 2, 3].map(|k| row(&field, self.down[k][i]));
+            for j in (0..inner.start).chain(inner.end..across.len()) {
                 let x = across.at[j];
-                let beside = |k: usize| here[self.across[k][j]];
-                let near = b[x] + c[x] + beside(1) + beside(2);
-                let far = a[x] + d[x] + beside(0) + beside(3);
-                let weight = f64::from(down.weight[i] * across.weight[j]);
-                *to = (weight * (4.0 / 3.0 * near - far / 12.0 - 5.0 * here[x])) as f32;
+                let beside = [0, 1, 2, 3].map(|k| here[self.across[k][j]]);
+                to[j] = laplacian(here[x], around.map(|row| row[x]), beside, down.weight[i] * across.weight[j]);
+            }
+            let Some(&x0) = across.at.get(inner.start).filter(|_| !inner.is_empty()) else { continue };
+            let n = inner.len();
+            let [left2, left, right, right2] = [0, 1, 3, 4].map(|k| &here[x0 + k - 2..][..n]);
+            let [up2, up, below, below2] = around.map(|row| &row[x0..][..n]);
+            let (here, weight) = (&here[x0..][..n], &across.weight[inner.clone()]);
+            for (k, to) in to[inner.clone()].iter_mut().enumerate() {
+                let (vertical, beside) =
+                    ([up2[k], up[k], below[k], below2[k]], [left2[k], left[k], right[k], right2[k]]);
+                *to = laplacian(here[k], vertical, beside, down.weight[i] * weight[k]);
             }
         }
     }
+}
+
+/// `L p` from a cell and its neighbours by distance -2, -1, 1 and 2.
+#[inline(always)]
+fn laplacian<T: Into<f64>>(here: T, vertical: [T; 4], beside: [T; 4], weight: f32) -> f32 {
+    let ([up2, up, below, below2], [left2, left, right, right2]) = (vertical.map(T::into), beside.map(T::into));
+    let (near, far) = (up + below + left + right, up2 + below2 + left2 + right2);
+    (f64::from(weight) * (4.0 / 3.0 * near - far / 12.0 - 5.0 * here.into())) as f32
 }

@@ -35,7 +35,7 @@ use gram::{Gram, TOGETHER};
 use spectra::{Block, Timing};
 use std::sync::Mutex;
 use std::time::Instant;
-use traces::{Panel, Traces};
+use traces::{Panel, Scratch, Traces};
 
 /// How the curvature is computed.
 #[derive(Clone, Debug)]
@@ -103,6 +103,13 @@ pub struct Parts {
     pub gram_flops: f64,
     /// Wall time of all.
     pub wall: f64,
+}
+
+/// Memory that waits for the next panels of a normal matrix.
+#[derive(Default)]
+struct Spare {
+    scratch: Vec<Scratch>,
+    panels: Vec<Vec<f32>>,
 }
 
 /// Computes normal matrices for one survey.
@@ -189,17 +196,20 @@ impl Curvature {
         let lower = self.take(columns.len() + usize::from(extra.is_some()));
         let mut gram = Gram::new(columns.len(), extra.is_some(), counted.precision, lower);
         let (receivers, weight) = counted.receivers();
+        let spare = Mutex::new(Spare::default());
         for some in receivers.chunks(TOGETHER * self.pool.threads()) {
             if stop() {
                 return Ok(None);
             }
-            let panels = self.pool.map(some.len(), |i| self.panel(&traces, some[i], &parts));
+            let panels = self.pool.map(some.len(), |i| self.panel(&traces, some[i], &spare, &parts));
             let panels = panels.into_iter().collect::<Result<Vec<_>>>()?;
             let t = Instant::now();
             let flops = gram.add(&self.pool, &panels);
             let mut p = parts.lock().unwrap_or_else(|e| e.into_inner());
             p.gram += t.elapsed().as_secs_f64();
             p.gram_flops += flops;
+            let mut spare = spare.lock().unwrap_or_else(|e| e.into_inner());
+            spare.panels.extend(panels.into_iter().map(|p| p.values));
         }
         let mut h = gram.finish();
         h.scale(traces.rows.weight * weight);
@@ -217,15 +227,14 @@ impl Curvature {
         let rows = self.timing.rows(survey.nt, self.every.min(self.every_double), None, survey.dt).count as u64;
         let fields = self.timing.steps.div_ceil(self.timing.level) as u64 * region * 4;
         let (down, across) = survey.padded_shape();
-        // single-precision fields of a simulation, and one in double for the visitor
-        let simulation = (down * across) as u64 * (4 * 4 + 8);
+        let simulation = (down * across) as u64 * 4 * 4;
         let sources = shots * spectrum * region * 4;
         let products = (shots + 1) * spectrum * cells * 4;
         let trace = 4 * (rows + spectrum) * cells.max(n);
-        // a panel's rows twice while it is made; so many a thread, which are squared in f64
+        // a panel's rows while it is made; so many panels a thread, which are squared in f64
         let panel = shots * rows * n;
         let work =
-            threads * (fields + simulation + products + trace + 8 * panel) + TOGETHER as u64 * threads * 12 * panel;
+            threads * (fields + simulation + products + trace + 4 * panel) + TOGETHER as u64 * threads * 12 * panel;
         sources + 8 * n * n + work
     }
 
@@ -263,10 +272,13 @@ impl Curvature {
             let p = self.survey.sources[i];
             let scale = (model.vp[[p.z, p.x]] * self.survey.dt).powi(2);
             let wavelet: Vec<f64> = self.survey.wavelet.iter().map(|w| scale * w).collect();
-            let fields = self.record(model, (p, &wavelet), Recorder::Laplacian, parts)?;
-            let mut blocks: Vec<Block> = spectra::blocks(&fields, &self.region, timing).collect();
-            blocks.iter_mut().for_each(|b| b.rotate(timing));
-            Ok(blocks)
+            let fields = self.record(model, (p, &wavelet), Recorder::Laplacian, vec![], parts)?;
+            let block = |row| {
+                let mut block = spectra::block(&fields, &self.region, timing, row, vec![]);
+                block.rotate(timing);
+                block
+            };
+            Ok(spectra::block_rows(&self.region).map(block).collect())
         };
         self.pool.map(self.survey.sources.len(), of).into_iter().collect()
     }
@@ -276,20 +288,29 @@ impl Curvature {
         model: &Model,
         source: (Position, &[f64]),
         what: Recorder,
+        memory: Vec<f32>,
         parts: &Mutex<Parts>,
     ) -> Result<Fields> {
         let begin = Instant::now();
-        let fields = fields::record(&*self.long, model, source, self.timing.level, &self.region, what)?;
+        let fields = fields::record(&*self.long, model, source, self.timing.level, &self.region, what, memory)?;
         parts.lock().unwrap_or_else(|e| e.into_inner()).simulations += begin.elapsed().as_secs_f64();
         Ok(fields)
     }
 
     /// The rows of one receiver's traces of all shots, over the columns.
-    fn panel(&self, traces: &Traces, r: usize, parts: &Mutex<Parts>) -> Result<Panel> {
+    fn panel(&self, traces: &Traces, r: usize, spare: &Mutex<Spare>, parts: &Mutex<Parts>) -> Result<Panel> {
+        let spare = || spare.lock().unwrap_or_else(|e| e.into_inner());
+        let (mut scratch, memory) = {
+            let mut spare = spare();
+            (spare.scratch.pop().unwrap_or_default(), spare.panels.pop().unwrap_or_default())
+        };
         let pulse = (self.survey.receivers[r], &self.timing.pulse[..]);
-        let green = self.record(traces.model, pulse, Recorder::Field, parts)?;
+        let fields = std::mem::take(&mut scratch.fields);
+        let green = self.record(traces.model, pulse, Recorder::Field, fields, parts)?;
         let begin = Instant::now();
-        let panel = traces.panel(&green, r);
+        let panel = traces.panel(&green, r, &mut scratch, memory);
+        scratch.fields = green.values;
+        spare().scratch.push(scratch);
         parts.lock().unwrap_or_else(|e| e.into_inner()).products += begin.elapsed().as_secs_f64();
         Ok(panel)
     }

@@ -243,12 +243,13 @@ pub struct Block {
     pub values: Vec<f32>,
 }
 
-/// The spectra of fields, block by block.
-pub fn blocks<'a>(fields: &'a Fields, region: &'a Region, timing: &'a Timing) -> impl Iterator<Item = Block> + 'a {
-    (0..region.down.len()).step_by(BLOCK).map(move |row| block(fields, region, timing, row))
+/// The first rows of a region's blocks.
+pub fn block_rows(region: &Region) -> impl Iterator<Item = usize> + use<> {
+    (0..region.down.len()).step_by(BLOCK)
 }
 
-fn block(fields: &Fields, region: &Region, timing: &Timing, row: usize) -> Block {
+/// The spectra of fields over the block that begins with a row, in the memory of another block.
+pub fn block(fields: &Fields, region: &Region, timing: &Timing, row: usize, mut values: Vec<f32>) -> Block {
     let rows = BLOCK.min(region.down.len() - row);
     let (cols, n) = (region.across.len(), 2 * timing.frequencies);
     let cells = rows * cols;
@@ -257,7 +258,7 @@ fn block(fields: &Fields, region: &Region, timing: &Timing, row: usize) -> Block
         Recorder::Field => &timing.green_transform,
     };
     let levels = MatRef::from_row_major_slice(&fields.values, fields.levels, region.cells());
-    let mut values = vec![0.0f32; n * cells];
+    values.resize(n * cells, 0.0);
     matmul(
         MatMut::from_row_major_slice_mut(&mut values, n, cells),
         Accum::Replace,

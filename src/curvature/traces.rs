@@ -44,69 +44,102 @@ pub struct Traces<'a> {
     pub extra: Option<&'a Gather>,
 }
 
+/// Memory of a thread's work on one panel, for its next: what is given back to the system comes anew page by page, cleared.
+#[derive(Default)]
+pub struct Scratch {
+    /// A receiver's fields.
+    pub fields: Vec<f32>,
+    block: Vec<f32>,
+    /// Spectra of the products with every live shot's field, over the cells.
+    products: Vec<f32>,
+    /// The rows of all of these traces, over the unknowns.
+    rows: Vec<f32>,
+    /// A trace's spectra or rows, whichever are projected, before and after it.
+    before: Vec<f32>,
+    after: Vec<f32>,
+}
+
 impl Traces<'_> {
-    /// Rows of the traces of receiver `r` and every live shot, from the receiver's field.
-    pub fn panel(&self, green: &Fields, r: usize) -> Panel {
-        let Self { survey, timing, .. } = self;
-        let n = survey.nz * survey.nx;
-        let p = survey.receivers[r];
-        let alpha = (self.model.vp[[p.z, p.x]] * survey.dt / survey.dx).powi(2);
+    /// Rows of the traces of receiver `r` and every live shot, from the receiver's field, in the memory of another panel.
+    pub fn panel(&self, green: &Fields, r: usize, scratch: &mut Scratch, memory: Vec<f32>) -> Panel {
+        let n = self.survey.nz * self.survey.nx;
+        let p = self.survey.receivers[r];
+        let alpha = (self.model.vp[[p.z, p.x]] * self.survey.dt / self.survey.dx).powi(2);
         let scale: Vec<f32> = self.model.vp.iter().map(|v| (2.0 * alpha / v) as f32).collect();
         let live: Vec<usize> = (0..self.sources.len()).filter(|&shot| self.mask.live[[shot, r]]).collect();
-        let size = 2 * timing.frequencies * n;
-        let mut products = vec![0.0f32; live.len() * size];
-        for (b, block) in spectra::blocks(green, self.region, timing).enumerate() {
-            for (&shot, product) in live.iter().zip(products.chunks_exact_mut(size)) {
-                multiply(survey, self.region, &self.sources[shot][b], &block, product);
-                self.own_term(&block, shot, product);
-            }
-        }
-        let width = self.columns.len().max(1);
-        let mut rows = Vec::with_capacity(live.len() * self.rows.count * width);
+        let (count, width) = (self.rows.count, self.columns.len());
+        let size = 2 * self.timing.frequencies * n;
+        self.multiply_all(green, &live, scratch);
+        let mut rows = std::mem::take(&mut scratch.rows);
+        rows.resize(live.len() * count * width, 0.0);
+        let mut products = std::mem::take(&mut scratch.products);
         let (mut last, mut order) = (vec![], vec![]);
-        for (product, &shot) in products.chunks_exact_mut(size).zip(&live) {
+        for (k, (product, &shot)) in products.chunks_exact_mut(size).zip(&live).enumerate() {
             product.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&scale).for_each(|(x, s)| *x *= s));
-            let before = rows.len();
-            self.append(product, &mut rows);
-            let silent = self.rows.count - (rows.len() - before) / width;
-            order.extend(silent..self.rows.count);
+            let sounding = self.trace(product, scratch, &mut rows[k * count * width..][..count * width])..count;
+            order.extend(sounding.clone().map(|i| (i, k * count + i)));
             if let Some(extra) = self.extra {
                 let trace = extra.data.slice(s![shot, .., r]);
-                last.extend((silent..self.rows.count).map(|i| sample(&trace, self.rows.time(i)) as f32));
+                last.extend(sounding.map(|i| sample(&trace, self.rows.time(i)) as f32));
             }
         }
-        Panel::new(&rows, &last, &order)
+        let panel = Panel::new(&rows, width, &last, &order, memory);
+        (scratch.rows, scratch.products) = (rows, products);
+        panel
     }
 
-    /// Appends a trace's rows from the products' spectra over the cells. Both steps, to the unknowns and to time, are
-    /// linear: the order is that of fewer operations.
-    fn append(&self, product: &mut [f32], out: &mut Vec<f32>) {
+    /// The products of the receiver's spectra with those of the live shots, over the cells.
+    fn multiply_all(&self, green: &Fields, live: &[usize], scratch: &mut Scratch) {
+        let size = 2 * self.timing.frequencies * self.survey.nz * self.survey.nx;
+        scratch.products.clear();
+        scratch.products.resize(live.len() * size, 0.0);
+        for (b, row) in spectra::block_rows(self.region).enumerate() {
+            let block = spectra::block(green, self.region, self.timing, row, std::mem::take(&mut scratch.block));
+            for (&shot, product) in live.iter().zip(scratch.products.chunks_exact_mut(size)) {
+                multiply(self.survey, self.region, &self.sources[shot][b], &block, product);
+                self.own_term(&block, shot, product);
+            }
+            scratch.block = block.values;
+        }
+    }
+
+    /// A trace's rows from the products' spectra over the cells; the number of those before any arrival. Both steps, to the
+    /// unknowns and to time, are linear: the order is that of fewer operations.
+    fn trace(&self, product: &mut [f32], scratch: &mut Scratch, rows: &mut [f32]) -> usize {
         let (columns, count, n) = (self.columns, self.rows.count, self.survey.nz * self.survey.nx);
-        let from = 2 * self.timing.frequencies;
+        let (width, from) = (columns.len(), 2 * self.timing.frequencies);
         let cost = columns.operations(self.survey);
-        if from * cost + 2 * count * from * columns.len() < count * cost + 2 * count * from * n {
-            let mut projected = Vec::with_capacity(from * columns.len());
-            columns.project(product, &mut projected);
-            out.extend_from_slice(sounding(&mut self.in_time(&projected), columns.len()));
+        if matches!(columns, Columns::Cells { .. }) {
+            self.in_time(product, rows);
+            silent(rows, n)
+        } else if from * cost + 2 * count * from * width < count * cost + 2 * count * from * n {
+            scratch.after.clear();
+            columns.project(product, &mut scratch.after);
+            self.in_time(&scratch.after, rows);
+            silent(rows, width)
         } else {
-            columns.project(sounding(&mut self.in_time(product), n), out);
+            scratch.before.resize(count * n, 0.0);
+            self.in_time(product, &mut scratch.before);
+            let silent = silent(&scratch.before, n);
+            scratch.after.clear();
+            columns.project(&mut scratch.before[silent * n..], &mut scratch.after);
+            rows[silent * width..].copy_from_slice(&scratch.after);
+            silent
         }
     }
 
     /// Rows of spectra as rows of samples.
-    fn in_time(&self, spectra: &[f32]) -> Vec<f32> {
+    fn in_time(&self, spectra: &[f32], rows: &mut [f32]) {
         let (count, from) = (self.rows.count, 2 * self.timing.frequencies);
         let n = spectra.len() / from;
-        let mut trace = vec![0.0f32; count * n];
         matmul(
-            MatMut::from_row_major_slice_mut(&mut trace, count, n),
+            MatMut::from_row_major_slice_mut(rows, count, n),
             Accum::Replace,
             MatRef::from_row_major_slice(&self.rows.inverse, count, from),
             MatRef::from_row_major_slice(spectra, from, n),
             1.0f32,
             Par::Seq,
         );
-        trace
     }
 
     /// What the source cell adds by scaling the wavelet with `(v dt)^2`: in the units of the other products, `dx^2` times
@@ -129,20 +162,21 @@ impl Traces<'_> {
 }
 
 impl Panel {
-    /// From rows of any width, what comes last in each of them, if anything, and keys that tell their order.
-    fn new(rows: &[f32], last: &[f32], keys: &[usize]) -> Self {
-        let mut order: Vec<usize> = (0..keys.len()).collect();
-        order.sort_by_key(|&i| keys[i]);
-        let (count, width) = (order.len(), rows.len() / order.len().max(1));
-        let mut values = vec![0.0f32; rows.len()];
-        values.reserve_exact(last.len());
+    /// From some rows of any width, by a key that tells their order and by their number, and what comes last in each of them,
+    /// if anything.
+    fn new(rows: &[f32], width: usize, last: &[f32], taken: &[(usize, usize)], mut values: Vec<f32>) -> Self {
+        let mut order: Vec<usize> = (0..taken.len()).collect();
+        order.sort_by_key(|&i| taken[i].0);
+        let count = order.len();
+        values.resize(count * width, 0.0);
         for (strip, to) in values.chunks_mut((TURNED * count).max(1)).enumerate() {
             let columns = strip * TURNED..width.min((strip + 1) * TURNED);
             for (r, &i) in order.iter().enumerate() {
-                let row = &rows[i * width..][columns.clone()];
+                let row = &rows[taken[i].1 * width..][columns.clone()];
                 row.iter().enumerate().for_each(|(c, x)| to[c * count + r] = *x);
             }
         }
+        values.reserve_exact(last.len());
         values.extend(order.iter().filter_map(|&i| last.get(i)));
         Self { rows: count, values }
     }
@@ -158,12 +192,12 @@ pub(super) fn sample(trace: &ArrayView1<f64>, t: f64) -> f64 {
     nodes.clone().map(|i| weight(i) * trace[i]).sum()
 }
 
-/// The rows from the first arrival on.
-fn sounding(trace: &mut [f32], n: usize) -> &mut [f32] {
+/// The number of rows before the first arrival.
+fn silent(trace: &[f32], n: usize) -> usize {
     let peak = |row: &[f32]| row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let rows = trace.chunks_exact(n.max(1));
     let largest = peak(trace);
-    let first = trace.chunks_exact(n.max(1)).position(|row| peak(row) > SILENT * largest);
-    first.map_or(&mut [], |first| &mut trace[first * n..])
+    rows.clone().position(|row| peak(row) > SILENT * largest).unwrap_or(rows.len())
 }
 
 /// Adds the products of two spectra, folded from the region onto the map.
@@ -201,22 +235,34 @@ fn multiply(survey: &Survey, region: &Region, a: &Block, b: &Block, out: &mut [f
 const LANES: usize = 16;
 
 /// The sum of products along a strip.
-fn sum((ar, ai, br, bi): (&[f32], &[f32], &[f32], &[f32])) -> (f32, f32) {
+fn sum((ar, ai, br, bi): Strip) -> (f32, f32) {
     let (mut re, mut im) = ([0.0f32; LANES], [0.0f32; LANES]);
     let whole = ar.len() / LANES * LANES;
     for i in (0..whole).step_by(LANES) {
-        let at = |x: &[f32]| -> [f32; LANES] { x[i..i + LANES].try_into().expect("a whole chunk") };
-        let (a, b, c, d) = (at(ar), at(ai), at(br), at(bi));
-        for l in 0..LANES {
-            re[l] += a[l] * c[l] - b[l] * d[l];
-            im[l] += a[l] * d[l] + b[l] * c[l];
-        }
+        multiply_lanes::<LANES>((ar, ai, br, bi), i, (&mut re, &mut im));
     }
-    for (l, i) in (whole..ar.len()).enumerate() {
-        re[l] += ar[i] * br[i] - ai[i] * bi[i];
-        im[l] += ar[i] * bi[i] + ai[i] * br[i];
+    // a strip of the padding is four times sixteen cells and twelve long
+    let quarters = whole + (ar.len() - whole) / 4 * 4;
+    for i in (whole..quarters).step_by(4) {
+        multiply_lanes::<4>((ar, ai, br, bi), i, (&mut re, &mut im));
+    }
+    for i in quarters..ar.len() {
+        multiply_lanes::<1>((ar, ai, br, bi), i, (&mut re, &mut im));
     }
     (total(re), total(im))
+}
+
+type Strip<'a> = (&'a [f32], &'a [f32], &'a [f32], &'a [f32]);
+
+/// Adds products from place `i` on to the first lanes.
+#[inline(always)]
+fn multiply_lanes<const N: usize>((ar, ai, br, bi): Strip, i: usize, (re, im): (&mut [f32; LANES], &mut [f32; LANES])) {
+    let at = |x: &[f32]| -> [f32; N] { x[i..i + N].try_into().expect("as many") };
+    let (a, b, c, d) = (at(ar), at(ai), at(br), at(bi));
+    for l in 0..N {
+        re[l] += a[l] * c[l] - b[l] * d[l];
+        im[l] += a[l] * d[l] + b[l] * c[l];
+    }
 }
 
 /// The sum of lanes, by halves: one after the other they would take longer than what they are sums of.

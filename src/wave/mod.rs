@@ -6,7 +6,7 @@ pub mod dispatch;
 pub mod reference;
 
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
-use ndarray::ArrayView2;
+use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
 pub use cpu::{Cpu, CpuOptions, Fidelity, Precision, build};
@@ -25,8 +25,28 @@ pub struct Evaluation {
     pub data_rms: f64,
 }
 
+/// A field over the padded grid, (rows, columns), in the type that it was computed in: widening all of a field of which a
+/// part is wanted would take longer than the steps in between. Cells of a row lie together.
+#[derive(Clone, Copy, Debug)]
+pub enum FieldView<'a> {
+    /// In single precision.
+    F32(ArrayView2<'a, f32>),
+    /// In double precision.
+    F64(ArrayView2<'a, f64>),
+}
+
+impl FieldView<'_> {
+    /// A copy in double precision.
+    pub fn to_f64(self) -> Array2<f64> {
+        match self {
+            Self::F32(field) => field.mapv(f64::from),
+            Self::F64(field) => field.to_owned(),
+        }
+    }
+}
+
 /// Takes the number of a source, the number of a level and the field there, see [`Propagator::wavefields`].
-pub type WavefieldVisitor<'a> = dyn Fn(usize, usize, ArrayView2<f64>) + Sync + 'a;
+pub type WavefieldVisitor<'a> = dyn Fn(usize, usize, FieldView) + Sync + 'a;
 
 /// An implementation of the operator. All of them solve the same discrete problem, to rounding.
 ///

@@ -11,7 +11,7 @@
 //!
 //! The adjoint is the transpose of this recursion, and the gradient its plain derivative (Plessix, 2006, for the method).
 
-use super::{Evaluation, Propagator, WavefieldVisitor};
+use super::{Evaluation, FieldView, Propagator, WavefieldVisitor};
 use crate::{Gather, Misfit, Model, Observed, Position, Result, Survey};
 use ndarray::{Array2, Array3};
 
@@ -211,7 +211,11 @@ impl Propagator for Reference {
         let g = self.grid(model)?;
         for (i, &source) in sources.iter().enumerate() {
             let history = self.fields(&g, source, 1.0, &|it| wavelet.get(it).copied().unwrap_or(0.0));
-            history.iter().step_by(every).enumerate().for_each(|(level, field)| visit(i, level, field.view()));
+            history
+                .iter()
+                .step_by(every)
+                .enumerate()
+                .for_each(|(level, field)| visit(i, level, FieldView::F64(field.view())));
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
 use born::{Born, Wavefield};
 use grid::{Buffer, Layout, kappa_rows};
 use memory::{Memory, Sums};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, ShapeBuilder};
 use schedule::Pool;
 use setup::Setup;
 pub(crate) use shot::correlation_weights;
@@ -401,17 +401,11 @@ impl<T: Real> Propagator for Cpu<T> {
                 None => Windows::full(&l),
             };
             let shot = self.shot_of(&setup, &windows, sources[i], &injection, &self.memory.full.weights);
-            let mut level_field = vec![0.0; l.rows * l.cols];
+            // what the wave has not reached yet is zero and stays it
             let visit = |level: usize, field: &[T]| {
-                // what the wave has not reached yet is zero and stays it
-                for (band, segments) in windows.at(level * every) {
-                    for (z, s) in (band.begin..band.end).flat_map(|z| segments.iter().map(move |s| (z, s))) {
-                        let (begin, end) = (s.begin.min(l.cols), s.end.min(l.cols));
-                        let row = &mut level_field[z * l.cols..][begin..end];
-                        row.iter_mut().zip(&field[l.row(z) + begin..]).for_each(|(to, from)| *to = from.to_f64());
-                    }
-                }
-                visit(i, level, ArrayView2::from_shape((l.rows, l.cols), &level_field).expect("row by row"));
+                let rows = (l.rows, l.cols).strides((l.stride, 1));
+                let field = ArrayView2::from_shape(rows, &field[l.row(0)..]).expect("rows of one stride");
+                visit(i, level, T::view(field));
             };
             let mut workspace = self.take_workspace();
             vector::run(self.isa, Wavefield { shot: &shot, workspace: &mut workspace, every, visit });

@@ -7,6 +7,8 @@
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 pub use super::flush::FlushToZero;
+use crate::wave::FieldView;
+use ndarray::ArrayView2;
 use std::fmt;
 
 /// Bytes that rows are aligned to and padded to: one cache line.
@@ -36,10 +38,12 @@ pub trait Real: Copy + Send + Sync + Default + PartialOrd + fmt::Debug + 'static
     fn over(self, other: Self) -> Self;
     /// `self * b + c`, one rounding if `FUSED`.
     fn mul_add<const FUSED: bool>(self, b: Self, c: Self) -> Self;
+    /// A field of this type.
+    fn view(field: ArrayView2<'_, Self>) -> FieldView<'_>;
 }
 
 macro_rules! real {
-    ($t:ty, $name:expr, $wide:ty, $lanes:expr) => {
+    ($t:ty, $name:expr, $wide:ty, $lanes:expr, $view:path) => {
         impl Real for $t {
             #[cfg(target_arch = "x86_64")]
             type Wide = $wide;
@@ -72,12 +76,15 @@ macro_rules! real {
             fn mul_add<const FUSED: bool>(self, b: Self, c: Self) -> Self {
                 if FUSED { <$t>::mul_add(self, b, c) } else { self * b + c }
             }
+            fn view(field: ArrayView2<'_, Self>) -> FieldView<'_> {
+                $view(field)
+            }
         }
     };
 }
 
-real!(f32, "f32", avx512::F32x16, 8);
-real!(f64, "f64", avx512::F64x8, 4);
+real!(f32, "f32", avx512::F32x16, 8, FieldView::F32);
+real!(f64, "f64", avx512::F64x8, 4, FieldView::F64);
 
 /// Some neighbouring elements of a row.
 ///

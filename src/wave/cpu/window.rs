@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn fields_are_whole_in_expanding_windows() {
         use crate::Position;
-        use crate::wave::{CpuOptions, Fidelity, build};
+        use crate::wave::{CpuOptions, Fidelity, FieldView, build};
         use std::sync::Mutex;
         let survey = Survey { nt: 400, ..Survey::openfwi() };
         let vp = |(z, x): (usize, usize)| if (z / 9 + x / 11) % 2 == 0 { 1500.0 } else { 4500.0 };
@@ -283,7 +283,7 @@ mod tests {
         let fields = |fidelity| {
             let options = CpuOptions { fidelity: Some(fidelity), threads: 1, ..CpuOptions::default() };
             let kept = Mutex::new(vec![]);
-            let visit = |_: usize, _: usize, p: ndarray::ArrayView2<f64>| kept.lock().unwrap().push(p.to_owned());
+            let visit = |_: usize, _: usize, p: FieldView| kept.lock().unwrap().push(p.to_f64());
             build(survey.clone(), &options).unwrap().wavefields(&model, &source, &pulse, 40, &visit).unwrap();
             kept.into_inner().unwrap()
         };

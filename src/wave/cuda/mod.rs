@@ -29,8 +29,8 @@ pub mod runtime;
 
 use super::cpu::correlation_weights;
 use super::{
-    Evaluation, Fidelity, Precision, Propagator, WavefieldVisitor, check_directions, check_model, check_wavefields,
-    same_length,
+    Evaluation, Fidelity, FieldView, Precision, Propagator, WavefieldVisitor, check_directions, check_model,
+    check_wavefields, same_length,
 };
 use crate::{Error, Gather, Misfit, Model, Observed, Position, Result, Survey};
 use evaluate::{Coded, Summed, Target};
@@ -405,7 +405,7 @@ impl Propagator for Cuda {
                 let shape = (levels.count, plan.rows, plan.hstride);
                 let all = ArrayView3::from_shape(shape, &all).expect("as many numbers as were stored");
                 for (level, field) in all.outer_iter().enumerate() {
-                    visit(i, level, field.slice(s![.., ..plan.cols]));
+                    visit(i, level, FieldView::F64(field.slice(s![.., ..plan.cols])));
                 }
             }
             done = end;
