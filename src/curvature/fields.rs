@@ -136,7 +136,7 @@ pub fn record(
 
 /// A row of a field.
 fn row<'p, T>(field: &ArrayView2<'p, T>, z: usize) -> &'p [T] {
-    field.clone().index_axis_move(ndarray::Axis(0), z).to_slice().expect("cells of a row lie together")
+    (*field).index_axis_move(ndarray::Axis(0), z).to_slice().expect("cells of a row lie together")
 }
 
 fn copy<T: Copy + Into<f64>>(region: &Region, field: ArrayView2<T>, out: &mut [f32]) {
