@@ -30,6 +30,19 @@ fn recipes_are_listed_and_shown() {
     assert!(out.lines().any(|l| l.starts_with("smooth ") && l.contains("[default of Style_A]")), "{out}");
     let (code, out, _) = fwi(&bench, "recipes show layered");
     assert!(code == 0 && out == include_str!("../recipes/layered.toml"), "{out}");
+    // a file is written out whole, or told what is wrong with it
+    fs::write(bench.path("mine.toml"), "name = \"mine\"\nabout = \"x\"\n[[stage]]\nlike = \"layered/sharp\"\n")
+        .unwrap();
+    let (code, out, err) = fwi(&bench, "recipes show mine.toml");
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("name = \"sharp\"") && out.contains("noise = [0.001]") && !out.contains("like"), "{out}");
+    fs::write(bench.path("mine.toml"), "name = \"mine\"\nabout = \"x\"\n[[stage]]\nlike = \"layered/blunt\"\n")
+        .unwrap();
+    let (code, out, err) = fwi(&bench, "recipes show mine.toml");
+    assert!(
+        code == 3 && out.is_empty() && err.contains("mine.toml: like = \"layered/blunt\": there is no such stage"),
+        "{err}"
+    );
     let (code, out, err) = fwi(&bench, "recipes show nothing");
     assert!(code == 2 && out.is_empty() && err.contains("no recipe is called \"nothing\"; there are anneal"), "{err}");
 }

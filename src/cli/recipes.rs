@@ -1,6 +1,6 @@
 //! `fwi recipes`: the recipes in this binary.
 
-use super::tell;
+use super::{recipe_choice, tell};
 use fwi::family::{Group, Recipe};
 use fwi::{Error, Result, Survey};
 use std::io::Write;
@@ -19,7 +19,8 @@ enum Command {
     List,
     /// Print a recipe's TOML: to read, or to change and give as --recipe FILE
     Show {
-        /// Its name
+        /// Its name, or a file: that is checked and written out whole
+        #[arg(value_name = "NAME|FILE")]
         name: String,
         /// Write out stages that are given as the difference from others
         #[arg(long)]
@@ -32,9 +33,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::List => list()?,
         Command::Show { name, whole } => {
-            let text = match whole {
-                true => Recipe::named(&name, Survey::openfwi().dt)?.to_toml()?,
-                false => Recipe::text(&name)?.to_string(),
+            let chosen = recipe_choice::load(&name, Survey::openfwi().dt)?;
+            let text = match Recipe::text(&chosen.source) {
+                Ok(text) if !whole => text.to_string(),
+                _ => chosen.recipe.to_toml()?,
             };
             std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("standard output", "write", e))?;
         }

@@ -1,5 +1,6 @@
 //! Stages that are written as the difference from another one: `like = "layered/areas"` takes over that stage of an embedded
-//! recipe, `like = "below 2 Hz"` an earlier one of the same file; the keys beside it replace those of the model, tables key by key.
+//! recipe, `like = "below 2 Hz"` an earlier one of the same file; the keys beside it replace those of the model, tables key by key, and
+//! `without = ["skip_below", "newton.polish"]` drops some of its first.
 //! `like = "layered/flat..contacts"` takes over several that follow on each other, as they are.
 
 use super::Recipe;
@@ -32,7 +33,13 @@ pub(super) fn write_out(recipe: &mut Table) -> Result<bool> {
         };
         let mut models = models(like, &written)?;
         match &mut models[..] {
-            [whole] => merge(whole, own),
+            [whole] => {
+                let mut own = own;
+                if let Some(keys) = own.remove("without") {
+                    drop_keys(whole, &keys).map_err(|e| Error::Usage(format!("the stage like \"{like}\": {e}")))?;
+                }
+                merge(whole, own);
+            }
             _ if own.is_empty() => {}
             _ => {
                 let cure = "write those apart that are to be otherwise";
@@ -86,6 +93,23 @@ fn named(name: &str, all: &[Value]) -> Option<Vec<Table>> {
     (!stages.is_empty()).then_some(stages)
 }
 
+/// Drops the keys of a list, those of tables within as `newton.polish`. Errors tell what is wrong with it.
+fn drop_keys(whole: &mut Table, keys: &Value) -> std::result::Result<(), String> {
+    let keys = keys.as_array().ok_or("without takes a list of keys")?;
+    for key in keys {
+        let path = key.as_str().ok_or("without takes a list of keys")?;
+        let mut parts: Vec<&str> = path.split('.').collect();
+        let last = parts.pop().expect("split gives one part at least");
+        let mut table = &mut *whole;
+        let there_is_none = || format!("without = {key}: that stage has no such key");
+        for part in parts {
+            table = table.get_mut(part).and_then(Value::as_table_mut).ok_or_else(there_is_none)?;
+        }
+        table.remove(last).ok_or_else(there_is_none)?;
+    }
+    Ok(())
+}
+
 /// Puts the values of one table over those of another.
 fn merge(whole: &mut Table, own: Table) {
     for (key, value) in own {
@@ -137,6 +161,21 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_the_model_are_dropped() {
+        let layered = Recipe::named("layered", 1e-3).unwrap();
+        let sharp = layered.stages.iter().find(|s| s.name == "sharp").unwrap();
+        assert!(sharp.abandon_above.is_some() && sharp.newton.as_ref().unwrap().linear != Default::default());
+        let text = "[[stage]]\nlike = \"layered/sharp\"\nwithout = [\"abandon_above\", \"newton.linear\"]\nnewton.noise = [0.5]";
+        let recipe = parse(text).unwrap();
+        let mut expected = sharp.clone();
+        expected.abandon_above = None;
+        let newton = expected.newton.as_mut().unwrap();
+        newton.linear = Default::default();
+        newton.noise = vec![0.5];
+        assert_eq!(recipe.stages, [expected]);
+    }
+
+    #[test]
     fn models_that_there_are_not_and_what_is_no_stage_are_told() {
         for (stages, part) in [
             ("[[stage]]\nlike = \"areas\"", "like = \"areas\": there is no such stage; name an earlier stage"),
@@ -147,6 +186,16 @@ mod tests {
             ("[[stage]]\nlike = \"layered/areas..flat\"", "there is no such stage"),
             ("[[stage]]\nlike = \"layered/flat..areas\"\nrefined = false", "several stages as they are"),
             ("[[stage]]\nlike = \"none/x\"", "no recipe is called \"none\""),
+            ("[[stage]]\nlike = \"layered/flat..areas\"\nwithout = [\"only\"]", "several stages as they are"),
+            ("[[stage]]\nlike = \"layered/areas\"\nwithout = \"only\"", "without takes a list of keys"),
+            ("[[stage]]\nlike = \"layered/areas\"\nwithout = [3]", "without takes a list of keys"),
+            (
+                "[[stage]]\nlike = \"layered/flat\"\nwithout = [\"only\"]",
+                "without = \"only\": that stage has no such key",
+            ),
+            ("[[stage]]\nlike = \"layered/flat\"\nwithout = [\"newton.x.y\"]", "that stage has no such key"),
+            ("[[stage]]\nlike = \"layered/flat\"\nwithout = [\"newton\", \"name\"]", "missing field `name`"),
+            ("[[stage]]\nname = \"a\"\nwithout = [\"only\"]", "unknown field `without`"),
             ("[[stage]]\nlike = \"layered/areas\"\nsmoothng = 1", "like \"layered/areas\": unknown field `smoothng`"),
             ("[[stage]]\nlike = \"layered/areas\"\nnewton.noise = []", "at least one noise"),
             ("[[stage]]\nlike = \"layered/areas\"\nnewton.over_rms = 0.5", "1 to 1000 times the data rms, not 0.5"),

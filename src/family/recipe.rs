@@ -213,7 +213,8 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::invert::default_schedule;
+    use crate::invert::{Areas, Newton, QuasiNewton, Round, default_schedule};
+    use crate::reg::RegulariserSpec;
 
     #[test]
     fn every_embedded_recipe_is_read_under_its_name_and_every_choice_is_one() {
@@ -230,6 +231,39 @@ mod tests {
         }
         assert!(CHOICES.iter().all(|row| Recipe::text(row.1).is_ok()), "{CHOICES:?}");
         assert_eq!(Recipe::for_group(Group::Layered), "layered");
+    }
+
+    #[test]
+    fn the_table_of_keys_has_them_all() {
+        /// The names that a type tells in its refusal of another one.
+        fn names<T: serde::de::DeserializeOwned>(text: &str) -> Vec<String> {
+            let refusal = toml::from_str::<T>(text).err().expect("no such name").to_string();
+            let (_, names) = refusal.split_once("expected").expect("a list of names");
+            names.split('`').skip(1).step_by(2).map(String::from).collect()
+        }
+        #[derive(Deserialize)]
+        struct Penalty {
+            #[serde(rename = "x")]
+            _kind: RegulariserSpec,
+        }
+        let text = include_str!("../../recipes/README.md");
+        let mut keys: Vec<String> = Recipe::names().filter(|n| !n.starts_with("cottaar")).map(String::from).collect();
+        for list in [
+            names::<Recipe>("zzz = 1"),
+            names::<Stage>("zzz = 1"),
+            names::<Newton>("zzz = 1"),
+            names::<QuasiNewton>("zzz = 1"),
+            names::<Penalty>("x = { kind = \"zzz\" }"),
+        ] {
+            assert!(list.len() > 2, "{list:?}");
+            keys.extend(list.into_iter().filter(|key| key != "stage"));
+        }
+        for key in &keys {
+            assert!(text.contains(&format!("`{key}`")) || text.contains(&format!("`{key} = {{")), "{key} is missing");
+        }
+        for key in names::<Areas>("zzz = 1").into_iter().chain(names::<Round>("zzz = 1")) {
+            assert!(text.contains(&format!(" {key},")) || text.contains(&format!(" {key} ")), "{key} is missing");
+        }
     }
 
     #[test]
