@@ -16,7 +16,8 @@ use std::sync::Mutex;
 const RESULTS: &str = "results.jsonl";
 const SUMMARY: &str = "summary.json";
 const SHEET: &str = "velocity.png";
-const MAPS: &str = "velocity";
+/// Folder of the maps.
+pub const MAPS: &str = "velocity";
 
 /// What came of one gather: a line of results.jsonl.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

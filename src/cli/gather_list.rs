@@ -106,7 +106,7 @@ pub fn check_names(jobs: &[Job]) -> Result<()> {
 }
 
 /// "dir/a.npy" to "a", "dir/a.h5:/x/y" to "a-x-y".
-fn stem(path: &Path) -> String {
+pub fn stem(path: &Path) -> String {
     let stem = |p: &Path| p.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     match path.to_string_lossy().rsplit_once(':') {
         Some((file, entry)) if !path.exists() => {

@@ -26,6 +26,7 @@ mod recipes;
 mod rundir;
 mod stats;
 mod stream;
+mod submission;
 mod synth;
 mod tally;
 
@@ -68,6 +69,8 @@ enum Command {
     Batch(batch::Args),
     /// Model the gathers of velocity maps
     Forward(forward::Args),
+    /// Write the maps of many gathers as the contest takes them: a CSV of their odd columns
+    Submission(submission::Args),
     /// Make sets of synthetic maps with their gathers, to train on
     Synth(synth::Args),
     /// Statistics of velocity maps, files side by side
@@ -100,6 +103,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Invert(args) => invert::run(args),
         Command::Batch(args) => batch::run(args),
         Command::Forward(args) => forward::run(args),
+        Command::Submission(args) => submission::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Check(args) => check::run(args),

@@ -3,7 +3,7 @@
 //! [`ArrayFile`] opens any of the three by what the file holds, not by its name, and reads ranges of items along
 //! axis 0, so that a stack of gathers larger than memory can be streamed. [`Maps`] and [`Gathers`] sit on top of it:
 //! they check shape and values and hand out one map or gather at a time. [`write_array`] and [`ArrayWriter`] write
-//! .npy or HDF5 by the name's extension, [`write_atomic`] anything else.
+//! .npy or HDF5 by the name's extension, [`write_submission`] the contest's CSV, [`write_atomic`] anything else.
 //!
 //! A path may name an entry of a container: `file.npz:name`, `file.h5:/group/dataset`. Without one, the first entry
 //! that holds numbers is taken.
@@ -21,6 +21,7 @@ mod hdf5_guard;
 mod items;
 mod npy;
 mod npz;
+mod submission;
 mod writer;
 
 pub use array::{ArrayFile, Limits, split_entry};
@@ -28,5 +29,6 @@ pub(crate) use atomic::Pending;
 pub use atomic::{TMP_PREFIX, TMP_SUFFIX, write_atomic, write_unsynced};
 pub use dtype::{DType, Element};
 pub use items::{Gathers, Maps, read_gather, read_map};
+pub use submission::write_submission;
 pub(crate) use writer::hdf5_call;
 pub use writer::{ArrayWriter, DATASET, write_array};
