@@ -143,6 +143,7 @@ fn details(stage: &Stage, survey: &Survey) -> Result<Vec<String>> {
             lines
                 .push(format!("steps between at {} times the data rms, where the next noise is less", newton.over_rms));
         }
+        lines.extend(newton.within_rms.map(|times| format!("no noise above {times} times the data rms")));
         lines.extend(match newton.linear {
             Linear::Velocity => None,
             Linear::Slowness => Some("data taken to be linear in slowness".into()),

@@ -200,6 +200,11 @@ mod tests {
             ("[[stage]]\nlike = \"layered/areas\"\nnewton.noise = []", "at least one noise"),
             ("[[stage]]\nlike = \"layered/areas\"\nnewton.over_rms = 0.5", "1 to 1000 times the data rms, not 0.5"),
             (
+                "[[stage]]\nlike = \"layered/areas\"\nnewton.within_rms = 0.5",
+                "must lie between over_rms, 1 by default, and",
+            ),
+            ("[[stage]]\nlike = \"smooth/detail\"\nnewton.within_rms = 3.0", "within_rms must lie between over_rms"),
+            (
                 "[[stage]]\nlike = \"layered/areas\"\nnewton.calibration = 0.0",
                 "calibration between 0.001 and 1000, not 0",
             ),

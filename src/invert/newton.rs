@@ -64,6 +64,10 @@ pub struct Newton {
     /// is not linear in the data must not be fitted as if it were. The least is 1, the data rms itself.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub over_rms: f64,
+    /// A noise of the list above so many times the data rms that a step begins with is lowered to that: a map that already fits better
+    /// than the list was made for is not opened further than it needs. The least is [`over_rms`](Self::over_rms).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within_rms: Option<f64>,
     /// By what the standard deviations of the posterior under this stage's regularisers are to be multiplied, as errors found on
     /// synthetic maps are larger or smaller than those expected.
     #[serde(default = "one", skip_serializing_if = "is_one")]
@@ -110,6 +114,11 @@ const FLAT_MAY_COST: f64 = 1.5;
 const SETTLED_MAY_COST: f64 = 3.0;
 
 impl Newton {
+    /// What a step towards the noise at `index` of the list assumes that begins with a data rms of `rms`.
+    pub(super) fn wanted(&self, index: usize, rms: f64) -> f64 {
+        self.within_rms.map_or(self.noise[index], |times| self.noise[index].min(times * rms))
+    }
+
     /// Whether the map is taken to be flat within areas.
     pub(crate) fn is_flat(&self) -> bool {
         self.areas.is_some() || matches!(self.unknowns, Unknowns::Patches { .. })
@@ -155,6 +164,10 @@ impl Newton {
                 "Gauss-Newton assumes a noise of 1 to 1000 times the data rms, not {}",
                 self.over_rms
             )));
+        }
+        if let Some(within) = self.within_rms.filter(|within| !(self.over_rms..1e3).contains(within)) {
+            let problem = "within_rms must lie between over_rms, 1 by default, and 1000";
+            return Err(Error::Usage(format!("{problem}, not {within}")));
         }
         if !(1e-3..1e3).contains(&self.calibration) {
             let problem = "Gauss-Newton takes a calibration between 0.001 and 1000";
@@ -238,7 +251,7 @@ impl<'i> Inversion<'i> {
                 problem.regularisers = self.regularisers_of_step(stage, newton, state)?;
             }
             let best = state.ledger.best.as_ref().map(|b| b.data_rms);
-            let taken = match problem.step(state, newton.noise[state.step], &limits, observer)? {
+            let taken = match problem.step(state, &limits, observer)? {
                 Ok(taken) => taken,
                 Err(halt) => {
                     state.back_before_steps();
@@ -371,6 +384,18 @@ mod tests {
         // no map of areas yet, or a stage whose map need not be flat
         assert_eq!(patience(None, may_cost), 8);
         assert_eq!(patience(Some(1.0), None), 8);
+    }
+
+    #[test]
+    fn noises_are_lowered_to_a_multiple_of_the_data_rms() {
+        let level = Recipe::named("level", 1e-3).unwrap();
+        let mut newton = level.stages[1].newton.clone().unwrap();
+        newton.noise = vec![0.006, 0.001];
+        newton.within_rms = Some(10.0);
+        let wanted = |rms: f64| [newton.wanted(0, rms), newton.wanted(1, rms)];
+        assert_eq!(wanted(1.0), [0.006, 0.001]);
+        assert_eq!(wanted(3e-4), [10.0 * 3e-4, 0.001]);
+        assert_eq!(wanted(5e-5), [10.0 * 5e-5; 2]);
     }
 
     #[test]

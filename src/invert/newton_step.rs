@@ -59,11 +59,10 @@ impl Problem<'_, '_> {
         (2.0 * at.evaluation.value / self.data.mask.samples() as f64).sqrt()
     }
 
-    /// One step from `state.entry` towards a noise, or why nothing may be evaluated any more.
+    /// One step from `state.entry` towards the noise whose turn it is, or why nothing may be evaluated any more.
     pub(super) fn step(
         &self,
         state: &mut State,
-        wanted: f64,
         limits: &EvaluationLimits,
         observer: &mut dyn Observer,
     ) -> Result<std::result::Result<Taken, Halt>> {
@@ -76,6 +75,7 @@ impl Problem<'_, '_> {
             *begin = entry.clone();
         }
         let before = self.rms(&from);
+        let wanted = self.newton.wanted(state.step, before);
         // far from the noise that is asked for, a step towards it goes too far to be any good: first those between
         let least = self.newton.over_rms * before;
         let between = self.stage.comes_between() && least > FAR * wanted && state.between < MOST_BETWEEN;

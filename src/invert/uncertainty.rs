@@ -66,7 +66,11 @@ impl<'s> Assumed<'s> {
             // where no step towards a noise of its own was taken, the map is still that of the stage before
             (Some(n), _) => {
                 let last = (summary.iterations as usize).min(n.noise.len()).checked_sub(1)?;
-                Some(Self { regularisers: &n.regularisers, noise: n.noise[last], calibration: n.calibration })
+                Some(Self {
+                    regularisers: &n.regularisers,
+                    noise: n.wanted(last, summary.data_rms),
+                    calibration: n.calibration,
+                })
             }
             (None, Some(q)) => Some(Self { regularisers: &q.regularisers, noise: q.noise, calibration: 1.0 }),
             (None, None) => None,
