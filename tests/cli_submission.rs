@@ -50,6 +50,10 @@ fn maps_of_a_batch_stand_before_those_of_a_prior() {
     );
     let expected = header() + &rows("a", &prior[0]) + &rows("b", &inverted) + &rows("c", &prior[2]);
     assert_eq!(fs::read_to_string(dir.join("s.csv")).unwrap(), expected);
+    // the one map of a file is that of the one gather
+    let (code, err) = fwi(dir, "submission out/velocity/z.npy --gathers test/c.npy -o s.csv");
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(fs::read_to_string(dir.join("s.csv")).unwrap(), header() + &rows("c", &inverted));
     // whatever there is, by name
     let (code, err) = fwi(dir, "submission out -o s.csv -q");
     assert!(code == 0 && err.is_empty(), "{err}");

@@ -114,8 +114,8 @@ impl Found {
         }
         let maps = maps_of(input, survey.map_shape())?;
         let ids = match (maps.len(), asked) {
-            (1, _) => vec![stem(input)],
             (n, Some(asked)) if n == asked.len() => asked.to_vec(),
+            (1, _) => vec![stem(input)],
             (n, Some(asked)) => {
                 let problem = format!("holds {n} maps for {} gathers; expected one for each", asked.len());
                 return Err(Error::input(input, problem));
