@@ -77,7 +77,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.csv");
         let map = |base: f64| Array2::from_shape_fn((2, 5), |(z, x)| base + 10.0 * z as f64 + x as f64);
-        let maps = [("a", 1500.0), ("b,c", 2000.123_456_789)].map(|(id, base)| Ok((id.to_string(), map(base))));
+        let maps = [("a", 1500.0), ("b,c", 2_000.123_456_789)].map(|(id, base)| Ok((id.to_string(), map(base))));
         write_submission(&path, maps).unwrap();
         let expected = "oid_ypos,x_1,x_3\na_y_0,1501,1503\na_y_1,1511,1513\n\
             \"b,c_y_0\",2001.1234,2003.1234\n\"b,c_y_1\",2011.1234,2013.1234\n";
