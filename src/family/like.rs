@@ -16,7 +16,7 @@ pub(super) fn write_out(recipe: &mut Table) -> Result<bool> {
     let mut written = Vec::with_capacity(stages.len());
     let mut any = false;
     for stage in std::mem::take(stages) {
-        let (like, own) = match stage {
+        let (like, mut own) = match stage {
             Value::Table(mut own) => (own.remove("like"), own),
             other => {
                 written.push(other);
@@ -34,7 +34,6 @@ pub(super) fn write_out(recipe: &mut Table) -> Result<bool> {
         let mut models = models(like, &written)?;
         match &mut models[..] {
             [whole] => {
-                let mut own = own;
                 if let Some(keys) = own.remove("without") {
                     drop_keys(whole, &keys).map_err(|e| Error::Usage(format!("the stage like \"{like}\": {e}")))?;
                 }
