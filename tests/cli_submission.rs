@@ -61,6 +61,21 @@ fn maps_of_a_batch_stand_before_those_of_a_prior() {
     assert_eq!(fs::read_to_string(dir.join("s.csv")).unwrap(), expected);
 }
 
+#[cfg(unix)]
+#[test]
+fn more_maps_are_named_than_a_process_may_hold_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let maps: Vec<String> = (10..70).map(|i| format!("{i}.npy")).collect();
+    for name in &maps {
+        write_array(dir.path().join(name), smooth_map(0.0).view()).unwrap();
+    }
+    let line = format!("ulimit -n 40 && {} submission {} -o s.csv", cli_common::fwi().display(), maps.join(" "));
+    let out = Command::new("sh").current_dir(dir.path()).args(["-c", &line]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let expected: String = (10..70).map(|i| rows(&i.to_string(), &smooth_map(0.0))).collect();
+    assert_eq!(fs::read_to_string(dir.path().join("s.csv")).unwrap(), header() + &expected);
+}
+
 #[test]
 fn mistakes_are_told_in_one_line_and_leave_what_was_there() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use super::gather_list::{self, npy_files, stem};
 use super::method::Signals;
 use super::note;
 use super::options::{check_apart, maps_of};
-use fwi::io::{Limits, Maps, read_map, write_submission};
+use fwi::io::{Maps, write_submission};
 use fwi::{Error, Result, Survey};
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array2;
@@ -40,6 +40,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Where a map lies.
 enum Place {
+    /// The only one of a file, which is opened when its turn comes: there may be more than a process may hold open.
     File(PathBuf),
     /// Which of the stacks, and which of its maps.
     Stack(usize, usize),
@@ -115,7 +116,10 @@ impl Found {
         let maps = maps_of(input, survey.map_shape())?;
         let ids = match (maps.len(), asked) {
             (n, Some(asked)) if n == asked.len() => asked.to_vec(),
-            (1, _) => vec![stem(input)],
+            (1, _) => {
+                self.places.insert(stem(input), Place::File(input.to_path_buf()));
+                return Ok(());
+            }
             (n, Some(asked)) => {
                 let problem = format!("holds {n} maps for {} gathers; expected one for each", asked.len());
                 return Err(Error::input(input, problem));
@@ -152,7 +156,7 @@ impl Found {
     /// The map of an id that was found.
     fn read(&mut self, id: &str, survey: &Survey) -> Result<Array2<f64>> {
         match &self.places[id] {
-            Place::File(path) => read_map(path, survey.map_shape(), &Limits::default()),
+            Place::File(path) => maps_of(path, survey.map_shape())?.only(),
             &Place::Stack(stack, index) => self.stacks[stack].get(index),
         }
     }

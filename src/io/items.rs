@@ -92,6 +92,12 @@ impl Maps {
         }
     }
 
+    /// The map of a file that holds exactly one; an error on any other number.
+    pub fn only(mut self) -> Result<Array2<f64>> {
+        self.0.only("velocity maps")?;
+        self.get(0)
+    }
+
     /// All maps in order.
     pub fn iter(&mut self) -> impl Iterator<Item = Result<Array2<f64>>> + '_ {
         (0..self.len()).map(|index| self.get(index))
@@ -138,9 +144,7 @@ impl Gathers {
 
 /// The map of a file that holds exactly one. Errors as [`Maps`].
 pub fn read_map(path: impl AsRef<Path>, shape: (usize, usize), limits: &Limits) -> Result<Array2<f64>> {
-    let mut maps = Maps::open(path, shape, limits)?;
-    maps.0.only("velocity maps")?;
-    maps.get(0)
+    Maps::open(path, shape, limits)?.only()
 }
 
 /// The gather of a file that holds exactly one. Errors as [`Gathers`].
