@@ -2,17 +2,8 @@
 
 mod cli_common;
 
-use assert_cmd::Command;
 use cli_common::Bench;
 use std::fs;
-
-/// Runs a command in the bench's directory to its end: exit code, standard output, standard error.
-fn fwi(bench: &Bench, line: &str) -> (i32, String, String) {
-    let mut command = Command::new(cli_common::fwi());
-    let out = command.current_dir(bench.path("")).args(line.split_whitespace()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (out.status.code().expect("no signal"), text(&out.stdout), text(&out.stderr))
-}
 
 fn result(bench: &Bench, dir: &str) -> serde_json::Value {
     serde_json::from_slice(&fs::read(bench.path(dir).join("result.json")).unwrap()).unwrap()
@@ -24,26 +15,26 @@ const CHEAP: &str = "name = \"cheap\"\nabout = \"A test's\"\nstart = \"gradient\
 #[test]
 fn recipes_are_listed_and_shown() {
     let bench = Bench::new();
-    let (code, out, err) = fwi(&bench, "recipes list");
+    let (code, out, err) = bench.run("recipes list");
     assert_eq!(code, 0, "{err}");
     assert!(out.lines().any(|l| l.starts_with("continuation ") && l.contains("gradient start")), "{out}");
     assert!(out.lines().any(|l| l.starts_with("smooth ") && l.contains("[default of Style_A]")), "{out}");
-    let (code, out, _) = fwi(&bench, "recipes show layered");
+    let (code, out, _) = bench.run("recipes show layered");
     assert!(code == 0 && out == include_str!("../recipes/layered.toml"), "{out}");
     // a file is written out whole, or told what is wrong with it
     fs::write(bench.path("mine.toml"), "name = \"mine\"\nabout = \"x\"\n[[stage]]\nlike = \"layered/sharp\"\n")
         .unwrap();
-    let (code, out, err) = fwi(&bench, "recipes show mine.toml");
+    let (code, out, err) = bench.run("recipes show mine.toml");
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("name = \"sharp\"") && out.contains("noise = [0.001]") && !out.contains("like"), "{out}");
     fs::write(bench.path("mine.toml"), "name = \"mine\"\nabout = \"x\"\n[[stage]]\nlike = \"layered/blunt\"\n")
         .unwrap();
-    let (code, out, err) = fwi(&bench, "recipes show mine.toml");
+    let (code, out, err) = bench.run("recipes show mine.toml");
     assert!(
         code == 3 && out.is_empty() && err.contains("mine.toml: like = \"layered/blunt\": there is no such stage"),
         "{err}"
     );
-    let (code, out, err) = fwi(&bench, "recipes show nothing");
+    let (code, out, err) = bench.run("recipes show nothing");
     assert!(code == 2 && out.is_empty() && err.contains("no recipe is called \"nothing\"; there are anneal"), "{err}");
 }
 
@@ -51,14 +42,14 @@ fn recipes_are_listed_and_shown() {
 fn explain_tells_why_and_what_and_writes_nothing() {
     let bench = Bench::new();
     let before = fs::read_dir(bench.path("")).unwrap().count();
-    let (code, out, err) = fwi(&bench, "invert gather.npy --explain");
+    let (code, out, err) = bench.run("invert gather.npy --explain");
     assert_eq!(code, 0, "{err}");
     assert!(
         out.starts_with("recipe: ") && out.contains(", for the group ") && out.contains("likeliest family"),
         "{out}"
     );
     assert!(out.contains("start: prior"), "{out}");
-    let (code, out, _) = fwi(&bench, "invert gather.npy --explain --recipe layered");
+    let (code, out, _) = bench.run("invert gather.npy --explain --recipe layered");
     assert_eq!(code, 0);
     assert!(out.starts_with("recipe: layered, as asked for\n"), "{out}");
     for part in
@@ -66,11 +57,11 @@ fn explain_tells_why_and_what_and_writes_nothing() {
     {
         assert!(out.contains(part), "{part}: {out}");
     }
-    let (code, out, _) = fwi(&bench, "invert gather.npy --explain --family style_b");
+    let (code, out, _) = bench.run("invert gather.npy --explain --family style_b");
     assert!(code == 0 && out.starts_with("recipe: sharp, for the group Style_B, of the family Style_B"), "{out}");
     assert!(out.contains("steps between at 4 times the data rms, where the next noise is less"), "{out}");
     fs::write(bench.path("cheap.toml"), CHEAP).unwrap();
-    let (code, out, _) = fwi(&bench, "invert gather.npy --explain --recipe cheap.toml");
+    let (code, out, _) = bench.run("invert gather.npy --explain --recipe cheap.toml");
     assert_eq!(code, 0);
     let wanted = "done at a data rms of 1e-4\notherwise: continuation\nstart: gradient\n";
     assert!(out.starts_with("recipe: cheap from /") && out.contains(wanted), "{out}");
@@ -82,7 +73,7 @@ fn explain_tells_why_and_what_and_writes_nothing() {
 fn a_recipe_in_a_file_falls_back_and_is_kept_on_resuming() {
     let bench = Bench::new();
     fs::write(bench.path("cheap.toml"), CHEAP).unwrap();
-    let (code, _, err) = fwi(&bench, "invert gather.npy -o run --recipe cheap.toml --max-evals 5");
+    let (code, _, err) = bench.run("invert gather.npy -o run --recipe cheap.toml --max-evals 5");
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("recipe: cheap, as asked for"), "{err}");
     let r = result(&bench, "run");
@@ -96,16 +87,16 @@ fn a_recipe_in_a_file_falls_back_and_is_kept_on_resuming() {
     assert_eq!(r["attempts"].as_array().unwrap().iter().filter(|a| a["kept"] == true).count(), 1);
     assert!(r["recipe"].is_string() && r["stages"].is_array(), "{r}");
     // resumed without a word of it; the second attempt goes on
-    let (code, _, err) = fwi(&bench, "invert gather.npy -o run --resume --max-evals 8");
+    let (code, _, err) = bench.run("invert gather.npy -o run --resume --max-evals 8");
     assert!(code == 0 && err.contains("recipe: cheap, that of the run resumed"), "{err}");
     assert_eq!(told(&result(&bench, "run")), [attempt("cheap", 2), attempt("continuation", 6)]);
     // another recipe is refused, and a changed one by name
-    let (code, _, err) = fwi(&bench, "invert gather.npy -o run --resume --recipe continuation --max-evals 9");
+    let (code, _, err) = bench.run("invert gather.npy -o run --resume --recipe continuation --max-evals 9");
     assert!(code == 2 && err.contains("run: the checkpoint belongs to other recipes"), "{err}");
-    let (code, _, _) = fwi(&bench, "invert gather.npy -o short --recipe cheap.toml --max-evals 1");
+    let (code, _, _) = bench.run("invert gather.npy -o short --recipe cheap.toml --max-evals 1");
     assert_eq!(code, 0);
     fs::write(bench.path("cheap.toml"), CHEAP.replace("name = \"few\"", "name = \"few\"\nsmoothing = 2.0")).unwrap();
-    let (code, _, err) = fwi(&bench, "invert gather.npy -o short --resume --max-evals 2");
+    let (code, _, err) = bench.run("invert gather.npy -o short --resume --max-evals 2");
     assert!(code == 2 && err.contains("cheap.toml: has that file changed?"), "{err}");
 }
 
@@ -113,14 +104,14 @@ fn a_recipe_in_a_file_falls_back_and_is_kept_on_resuming() {
 fn a_batch_follows_a_recipe() {
     let bench = Bench::new();
     fs::write(bench.path("cheap.toml"), CHEAP).unwrap();
-    let (code, _, err) = fwi(&bench, "batch gather.npy -o out --recipe cheap.toml --max-evals 4");
+    let (code, _, err) = bench.run("batch gather.npy -o out --recipe cheap.toml --max-evals 4");
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("recipe: /") && err.contains("cheap.toml"), "{err}");
     let line = fs::read_to_string(bench.path("out/results.jsonl")).unwrap();
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&line["evaluations"], line["attempts"].as_array().unwrap().len()), (&4.into(), 2));
     assert!(line["recipe"] == "cheap" || line["recipe"] == "continuation", "{line}");
-    let (code, _, err) = fwi(&bench, "invert gather.npy -o one --recipe cheap.toml --max-evals 4 -q");
+    let (code, _, err) = bench.run("invert gather.npy -o one --recipe cheap.toml --max-evals 4 -q");
     assert_eq!(code, 0, "{err}");
     assert_eq!(line["data_rms"], result(&bench, "one")["data_rms"]);
 }
@@ -142,13 +133,13 @@ fn mistakes_are_told_in_one_line() {
         ("--recipe layered --max-memory 400M", 5, "raise --max-memory, or take a recipe without them"),
     ] {
         for command in ["invert gather.npy -o o", "batch gather.npy -o o"] {
-            let (found, _, err) = fwi(&bench, &format!("{command} {options}"));
+            let (found, _, err) = bench.run(&format!("{command} {options}"));
             let part = if command.starts_with("batch") && code == 5 { "--recipe continuation" } else { part };
             assert!(found == code && err.contains(part) && !err.contains("panicked"), "{command} {options}: {err}");
             assert!(code == 2 || err.lines().count() == 1, "{err}");
             assert!(!bench.path("o").exists(), "{command} {options}");
         }
     }
-    let (code, _, err) = fwi(&bench, "invert gather.npy");
+    let (code, _, err) = bench.run("invert gather.npy");
     assert!(code == 2 && err.contains("--output"), "{err}");
 }

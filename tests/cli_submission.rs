@@ -2,18 +2,11 @@
 
 mod cli_common;
 
-use assert_cmd::Command;
-use cli_common::smooth_map;
+use cli_common::{run, smooth_map};
 use fwi::io::write_array;
 use ndarray::{Array2, Axis, stack};
 use std::fs;
-use std::path::Path;
-
-/// Runs a command in a directory to its end: exit code and standard error.
-fn fwi(dir: &Path, line: &str) -> (i32, String) {
-    let out = Command::new(cli_common::fwi()).current_dir(dir).args(line.split_whitespace()).output().unwrap();
-    (out.status.code().expect("no signal"), String::from_utf8_lossy(&out.stderr).into_owned())
-}
+use std::process::Command;
 
 /// The submission's rows of a map, by the contest's rules.
 fn rows(id: &str, map: &Array2<f32>) -> String {
@@ -43,7 +36,7 @@ fn maps_of_a_batch_stand_before_those_of_a_prior() {
     for id in ["b", "z"] {
         write_array(dir.join(format!("out/velocity/{id}.npy")), inverted.view()).unwrap();
     }
-    let (code, err) = fwi(dir, "submission prior.npy out --gathers test -o s.csv");
+    let (code, _, err) = run(dir, "submission prior.npy out --gathers test -o s.csv");
     assert!(
         code == 0 && err.contains("of other gathers, left out: 1\n") && err.contains("wrote s.csv, 3 maps"),
         "{err}"
@@ -51,11 +44,11 @@ fn maps_of_a_batch_stand_before_those_of_a_prior() {
     let expected = header() + &rows("a", &prior[0]) + &rows("b", &inverted) + &rows("c", &prior[2]);
     assert_eq!(fs::read_to_string(dir.join("s.csv")).unwrap(), expected);
     // the one map of a file is that of the one gather
-    let (code, err) = fwi(dir, "submission out/velocity/z.npy --gathers test/c.npy -o s.csv");
+    let (code, _, err) = run(dir, "submission out/velocity/z.npy --gathers test/c.npy -o s.csv");
     assert_eq!(code, 0, "{err}");
     assert_eq!(fs::read_to_string(dir.join("s.csv")).unwrap(), header() + &rows("c", &inverted));
     // whatever there is, by name
-    let (code, err) = fwi(dir, "submission out -o s.csv -q");
+    let (code, _, err) = run(dir, "submission out -o s.csv -q");
     assert!(code == 0 && err.is_empty(), "{err}");
     let expected = header() + &rows("b", &inverted) + &rows("z", &inverted);
     assert_eq!(fs::read_to_string(dir.join("s.csv")).unwrap(), expected);
@@ -102,7 +95,7 @@ fn mistakes_are_told_in_one_line_and_leave_what_was_there() {
         ("submission nan.npy -o s.csv", 3, "nan.npy: map 0 holds NaN"),
         ("submission maps -o none/s.csv", 4, "none/s.csv"),
     ] {
-        let (got, err) = fwi(dir, line);
+        let (got, _, err) = run(dir, line);
         assert!(got == code && err.contains(part) && err.trim().lines().count() == 1, "{line}: {got}, {err}");
         assert_eq!(fs::read_to_string(dir.join("s.csv")).unwrap(), "before");
     }

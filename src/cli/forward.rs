@@ -1,5 +1,6 @@
 //! `fwi forward`: gathers of a stack of velocity maps, read, modelled and written side by side.
 
+use super::counter::Counter;
 use super::engine::Engine;
 use super::method::Signals;
 use super::note;
@@ -7,11 +8,9 @@ use super::options::{parse_positive, same_file, usable};
 use super::stream::{Flow, lock, stream};
 use fwi::io::{ArrayWriter, DType, Limits, Maps};
 use fwi::{Error, Gather, Model, Propagator, Result, Survey};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 /// Model gathers.
 #[derive(clap::Args)]
@@ -31,9 +30,6 @@ pub struct Args {
 /// Streams of a GPU: one computes while the gathers of two others come down and are converted.
 const LANES: usize = 3;
 
-/// Time between two plain lines.
-const LINE_EVERY: Duration = Duration::from_secs(5);
-
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode> {
     let survey = Survey::openfwi();
@@ -51,10 +47,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         _ => ArrayWriter::create(&args.output, &[ns, nt, nr], dtype, Some(n))?,
     };
     note(format_args!("engine: {}", propagator.describe()));
-    let bar = ProgressBar::new(n as u64).with_style(
-        ProgressStyle::with_template("{bar:24} {pos}/{len} gathers, {per_sec}, {eta} left").expect("a valid template"),
-    );
-    let since = Instant::now();
+    let mut progress = Counter::new("gathers", 0, n as u64, false);
     // a gather is held three times at most: as samples, stacked, and on its way to the file
     let fit = (args.engine.budget()? / 2 / (3 * 8 * (ns * nt * nr) as u64)).max(1) as usize;
     let flow = Flow::of(&propagator, fit);
@@ -67,17 +60,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         dtype.encode(gather.data.view(), &mut bytes);
         Ok(bytes)
     };
-    let mut told = since;
     let write = |bytes: Vec<u8>| {
         writer.append_encoded(&bytes)?;
         lock(&buffers).push(bytes);
-        let done = writer.written();
-        bar.set_position(done as u64);
-        if bar.is_hidden() && (done == n || told.elapsed() >= LINE_EVERY) {
-            let rate = done as f64 / since.elapsed().as_secs_f64();
-            note(format_args!("{done} of {n} gathers, {rate:.1} per second"));
-            told = Instant::now();
-        }
+        progress.add();
         Ok(())
     };
     let done = stream(n, flow, &signals.stop, read, |models: Vec<Model>| propagator.forward(&models), encode, write)?;
@@ -85,7 +71,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Err(signals.interruption(None));
     }
     writer.finish()?;
-    bar.finish_and_clear();
+    progress.finish();
     note(format_args!("wrote {}", args.output.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ mod bench_file;
 mod bench_table;
 mod check;
 mod classify;
+mod counter;
 mod doctor;
 mod engine;
 mod evaluate;

@@ -1,20 +1,19 @@
 //! `fwi submission`: maps as the contest takes them.
 
 use super::batchdir::MAPS;
+use super::counter::Counter;
 use super::gather_list::{self, npy_files, stem};
 use super::method::Signals;
 use super::note;
 use super::options::{check_apart, maps_of};
 use fwi::io::{Maps, write_submission};
 use fwi::{Error, Result, Survey};
-use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array2;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 /// Write the maps of many gathers as the contest takes them: a CSV of their odd columns.
 #[derive(clap::Args)]
@@ -34,9 +33,6 @@ pub struct Args {
     #[arg(short, long)]
     quiet: bool,
 }
-
-/// Time between two plain lines.
-const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Where a map lies.
 enum Place {
@@ -75,7 +71,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let ids = found.order(asked, &args)?;
     let signals = Signals::install()?;
-    let mut progress = Progress::new(ids.len(), args.quiet);
+    let total = ids.len();
+    let mut progress = Counter::new("maps", 0, total as u64, args.quiet);
     write_submission(
         &args.output,
         ids.into_iter().map(|id| {
@@ -83,12 +80,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 return Err(signals.interruption(None));
             }
             let map = found.read(&id, &survey)?;
-            progress.step();
+            progress.add();
             Ok((id, map))
         }),
     )?;
-    progress.bar.finish_and_clear();
-    args.say(format_args!("wrote {}, {} maps", args.output.display(), progress.total));
+    progress.finish();
+    args.say(format_args!("wrote {}, {total} maps", args.output.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -158,30 +155,6 @@ impl Found {
         match &self.places[id] {
             Place::File(path) => maps_of(path, survey.map_shape())?.only(),
             &Place::Stack(stack, index) => self.stacks[stack].get(index),
-        }
-    }
-}
-
-/// A bar on a terminal, lines elsewhere.
-struct Progress {
-    bar: ProgressBar,
-    total: usize,
-    quiet: bool,
-    told: Instant,
-}
-
-impl Progress {
-    fn new(total: usize, quiet: bool) -> Self {
-        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} maps, {eta} left").expect("a valid template");
-        let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(total as u64).with_style(style) };
-        Self { bar, total, quiet, told: Instant::now() }
-    }
-
-    fn step(&mut self) {
-        self.bar.inc(1);
-        if self.bar.is_hidden() && !self.quiet && self.told.elapsed() >= LINE_EVERY {
-            note(format_args!("{} of {} maps", self.bar.position(), self.total));
-            self.told = Instant::now();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `fwi synth`: sets of synthetic maps with their gathers, drawn, modelled, compressed and written side by side.
 
+use super::counter::Counter;
 use super::engine::{BASE_BYTES, Engine};
 use super::method::Signals;
 use super::note;
@@ -10,11 +11,9 @@ use fwi::synth::store::{Encoded, Format, Missing, Sample, Store};
 use fwi::synth::{GENERATOR, Origin, Recipe};
 use fwi::wave::{Dispatch, Propagator};
 use fwi::{Error, Family, Gather, Model, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array2;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 /// Make samples.
 #[derive(clap::Args)]
@@ -84,9 +83,6 @@ fn parse_augment(text: &str) -> std::result::Result<Augment, String> {
 
 /// Streams of a GPU: one computes while the gathers of two others come down and are converted.
 const LANES: usize = 3;
-
-/// Time between two plain lines.
-const LINE_EVERY: Duration = Duration::from_secs(5);
 
 impl Args {
     fn recipe(&self) -> Recipe {
@@ -173,14 +169,14 @@ fn make(store: &Store, missing: &Missing, dispatch: Option<&Dispatch>, flow: Flo
         Ok(store.encode(&sample))
     };
     let mut appender = store.appender(missing);
-    let mut progress = Progress::new(missing);
+    let mut progress = Counter::new("samples", missing.present, missing.present + missing.len(), false);
     let write = |sample: Encoded| {
         appender.write(&sample)?;
         progress.add();
         Ok(())
     };
     let done = stream(missing.len() as usize, flow, &signals.stop, read, model, encode, write);
-    progress.bar.finish_and_clear();
+    progress.finish();
     match done {
         // what is written is kept; where writing itself failed, the file at work is given up
         Err(e) => {
@@ -190,34 +186,5 @@ fn make(store: &Store, missing: &Missing, dispatch: Option<&Dispatch>, flow: Flo
             Err(e)
         }
         Ok(done) => appender.finish().map(|()| done),
-    }
-}
-
-/// A bar on a terminal, lines elsewhere.
-struct Progress {
-    bar: ProgressBar,
-    before: u64,
-    total: u64,
-    since: Instant,
-    told: Instant,
-}
-
-impl Progress {
-    fn new(missing: &Missing) -> Self {
-        let total = missing.present + missing.len();
-        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} samples, {per_sec}, {eta} left");
-        let bar = ProgressBar::new(total).with_style(style.expect("a valid template")).with_position(missing.present);
-        bar.reset_eta();
-        Self { bar, before: missing.present, total, since: Instant::now(), told: Instant::now() }
-    }
-
-    fn add(&mut self) {
-        self.bar.inc(1);
-        let done = self.bar.position();
-        if self.bar.is_hidden() && (done == self.total || self.told.elapsed() >= LINE_EVERY) {
-            let rate = (done - self.before) as f64 / self.since.elapsed().as_secs_f64();
-            note(format_args!("{done} of {} samples, {rate:.1} per second", self.total));
-            self.told = Instant::now();
-        }
     }
 }

@@ -13,6 +13,14 @@ pub fn fwi() -> PathBuf {
     assert_cmd::cargo::cargo_bin!("fwi").to_path_buf()
 }
 
+/// Runs a command in a directory to its end: exit code, standard output, standard error.
+pub fn run(dir: impl AsRef<Path>, line: &str) -> (i32, String, String) {
+    let mut command = assert_cmd::Command::new(fwi());
+    let out = command.current_dir(dir).args(line.split_whitespace()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (out.status.code().expect("no signal"), text(&out.stdout), text(&out.stderr))
+}
+
 /// A directory with a smooth map and the gather that it makes; removed at the end.
 pub struct Bench {
     dir: tempfile::TempDir,
@@ -30,6 +38,11 @@ impl Bench {
         let data = build(Survey::openfwi(), &CpuOptions::default()).unwrap().forward(&[model]).unwrap().remove(0).data;
         write_array(&gather, data.mapv(|x| x as f32).view()).unwrap();
         Self { dir, map, gather }
+    }
+
+    /// Runs a command in this directory to its end: exit code, standard output, standard error.
+    pub fn run(&self, line: &str) -> (i32, String, String) {
+        run(&self.dir, line)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
