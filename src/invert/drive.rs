@@ -53,10 +53,11 @@ impl Inversion<'_> {
                 rounded,
                 stop: stop.clone(),
             });
+            // what comes next, an attempt perhaps, may be another engine's, and there is room for one
+            self.engine(stage).release();
             if all || state.stage + 1 == self.settings().stages.len() {
                 return Ok(self.outcome(state, best, stop, clock));
             }
-            self.engine(stage).release();
             state.stage += 1;
             state.step = 0;
             state.entry = best;

@@ -141,7 +141,6 @@ fn proceed<'a>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let mut done: Vec<Finished> = resumed.as_ref().map_or(vec![], |s| s.earlier.clone());
-    let mut limited = false;
     while let Some(attempt) = next(attempts, &done)? {
         let begin = if done.is_empty() { RecipeStart::Prior } else { attempt.start };
         let mut inversion = inversion(&attempt.settings)?;
@@ -159,23 +158,30 @@ fn proceed<'a>(
                 inversion.after(done.clone()).run(start.as_ref().unwrap_or(&first.start), observer)?
             }
         };
-        limited = ended(&outcome, &attempt.settings);
-        let settled = limited || outcome.data_rms <= attempt.accept_rms;
+        let limit = ended(&outcome, &attempt.settings);
+        let accepted = outcome.data_rms <= attempt.accept_rms;
+        let own = outcome.stop.clone();
         let summary = summary(attempt, begin.called(&first.name), &outcome, &done);
         done.push(Finished { summary, outcome, confidence: first.confidence.clone() });
-        if settled {
-            break;
+        match limit {
+            // its stages may have come to their own end, but there would be more to try
+            Some(limit) if !accepted && next(attempts, &done)?.is_some() => return conclude(done, Some(limit)),
+            Some(_) => return conclude(done, Some(own)),
+            None if accepted => break,
+            None => (),
         }
     }
-    conclude(done, limited)
+    conclude(done, None)
 }
 
-/// Whether nothing may follow: a limit of all attempts, the target, or the caller ended this one.
-fn ended(outcome: &Outcome, settings: &Settings) -> bool {
-    match outcome.stop {
-        StopReason::Cancelled | StopReason::TimeLimit { .. } => true,
-        StopReason::TargetReached { rms, .. } => settings.target_rms.is_some_and(|t| rms <= t),
-        _ => settings.max_evals.is_some_and(|n| outcome.evaluations >= n),
+/// Why nothing may follow, if so: a limit of all attempts, the target, or the caller ended this one.
+fn ended(outcome: &Outcome, settings: &Settings) -> Option<StopReason> {
+    let spent = || settings.max_evals.filter(|n| outcome.evaluations >= *n).map(|limit| StopReason::MaxEvals { limit });
+    let stop = &outcome.stop;
+    match stop {
+        StopReason::Cancelled | StopReason::TimeLimit { .. } => Some(stop.clone()),
+        StopReason::TargetReached { rms, .. } => settings.target_rms.is_some_and(|t| *rms <= t).then(|| stop.clone()),
+        _ => spent(),
     }
 }
 
@@ -201,8 +207,8 @@ fn best(done: &[Finished]) -> Option<usize> {
     (0..done.len()).min_by(|&a, &b| rms(&done[a]).total_cmp(&rms(&done[b])))
 }
 
-/// The best outcome with the counts of all, and why the last one ended if a limit of all attempts did that.
-fn conclude(mut done: Vec<Finished>, limited: bool) -> Result<Outcome> {
+/// The best outcome with the counts of all, and in place of its own the reason why all ended, if there is one.
+fn conclude(mut done: Vec<Finished>, limit: Option<StopReason>) -> Result<Outcome> {
     let Some((best, last)) = best(&done).zip(done.last().map(|f| f.outcome.clone())) else {
         return Err(Error::Usage("an inversion needs at least one recipe".into()));
     };
@@ -212,7 +218,7 @@ fn conclude(mut done: Vec<Finished>, limited: bool) -> Result<Outcome> {
     let summaries = done.iter().map(|f| f.summary.clone()).collect();
     let kept = done.swap_remove(best).outcome;
     Ok(Outcome {
-        stop: if limited { last.stop } else { kept.stop },
+        stop: limit.unwrap_or(kept.stop),
         evaluations: last.evaluations,
         iterations: last.iterations,
         normal_matrices: last.normal_matrices,

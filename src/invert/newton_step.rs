@@ -1,6 +1,7 @@
 //! One Gauss-Newton step: where it goes, how much of the way, and what it leaves behind.
 
 use super::areas::Areas;
+use super::factor::Factor;
 use super::newton::{MOST_BETWEEN, Problem};
 use super::newton_solve::Solution;
 use super::objective::{EvaluationLimits, Halt, largest_change, mean_absolute_error};
@@ -100,8 +101,10 @@ impl Problem<'_, '_> {
             Err(halt) => return Ok(Err(halt)),
         };
         if self.newton.polish > 0 {
-            let at = self.polish(taken.unwrap_or_else(|| from.clone()), factor, noise, limits, state)?;
-            taken = Some(at).filter(|at| at.cost(noise) < from.cost(noise));
+            taken = match self.polished(&from, taken, factor, noise, limits, state)? {
+                Ok(polished) => polished,
+                Err(halt) => return Ok(Err(halt)),
+            };
         } else {
             self.inversion.curvature()?.keep(factor.into_memory());
         }
@@ -119,6 +122,30 @@ impl Problem<'_, '_> {
         let after = self.rms(&to);
         self.arrive(state, to, guessed, observer);
         Ok(Ok(Taken { between, arrived, settled, from: before, to: after }))
+    }
+
+    /// What L-BFGS makes of a step, where that is lower than where the step began, or the limit that cut it off. Its lowest
+    /// point is then the best so far but nothing to go on from: a resumed run takes the step whole.
+    fn polished(
+        &self,
+        from: &At,
+        taken: Option<At>,
+        factor: Factor,
+        noise: f64,
+        limits: &EvaluationLimits,
+        state: &mut State,
+    ) -> Result<std::result::Result<Option<At>, Halt>> {
+        let (at, halt) = self.polish(taken.unwrap_or_else(|| from.clone()), factor, noise, limits, state)?;
+        let lower = Some(at).filter(|at| at.cost(noise) < from.cost(noise));
+        match (halt, lower) {
+            (Some(halt @ Halt::All(_)), lower) => {
+                if let Some(At { model, evaluation: Evaluation { value: misfit, data_rms, .. }, .. }) = lower {
+                    state.ledger.best = Some(Best { model, score: data_rms, misfit, data_rms });
+                }
+                Ok(Err(halt))
+            }
+            (_, lower) => Ok(Ok(lower)),
+        }
     }
 
     /// The first of some shares of a change that lowers the objective, if any does, or why nothing may be evaluated any more.

@@ -9,7 +9,7 @@ use super::factor::Factor;
 use super::lbfgs::{Iterate, Lbfgs};
 use super::newton::Problem;
 use super::newton_step::At;
-use super::objective::EvaluationLimits;
+use super::objective::{EvaluationLimits, Halt};
 use super::state::State;
 use crate::{Error, Model, Result};
 use argmin::core::{
@@ -35,14 +35,16 @@ struct Live<'o> {
     state: &'o mut State,
     /// Evaluations that are left.
     left: u64,
+    /// What refused one, if that was not the want of these.
+    halt: Option<Halt>,
     /// The points of the running line search.
     points: Vec<(Vec<f64>, At)>,
     fatal: Option<Error>,
 }
 
 impl Problem<'_, '_> {
-    /// Minimises the objective from a point on, by at most as many evaluations as the stage gives and the limits leave. Errors
-    /// where the propagator does.
+    /// Minimises the objective from a point on, by at most as many evaluations as the stage gives and the limits leave: the lowest
+    /// point, and the limit, if one cut it off. Errors where the propagator does.
     pub(super) fn polish(
         &self,
         at: At,
@@ -50,11 +52,11 @@ impl Problem<'_, '_> {
         noise: f64,
         limits: &EvaluationLimits,
         state: &mut State,
-    ) -> Result<At> {
+    ) -> Result<(At, Option<Halt>)> {
         let left = self.newton.polish;
         let base = &at.model.clone();
         let x = self.space.pull(&Model::zeros(base.vp.dim()));
-        let live = Live { state, left, points: vec![(x.clone(), at)], fatal: None };
+        let live = Live { state, left, points: vec![(x.clone(), at)], halt: None, fatal: None };
         let objective = Objective { problem: self, base, noise, limits, live: RefCell::new(live) };
         let mut solver = Lbfgs::preconditioned(factor, MEMORY);
         let mut costs = vec![objective.point(&x)?.cost(noise)];
@@ -84,9 +86,9 @@ impl Problem<'_, '_> {
         }
         self.inversion.curvature()?.keep(solver.into_metric().into_memory());
         // a search that was cut off may have found a lower point than the last iterate
-        let points = objective.live.into_inner().points;
+        let Live { points, halt, .. } = objective.live.into_inner();
         let lowest = points.into_iter().map(|(_, at)| at).min_by(|a, b| a.cost(noise).total_cmp(&b.cost(noise)));
-        Ok(lowest.expect("the last iterate is among them"))
+        Ok((lowest.expect("the last iterate is among them"), halt))
     }
 }
 
@@ -98,7 +100,10 @@ impl Objective<'_, '_, '_> {
         if let Some((_, at)) = live.points.iter().find(|(p, _)| same(p)) {
             return Ok(at.clone());
         }
-        if live.left == 0 || self.limits.halt(&live.state.ledger, &self.problem.clock).is_some() {
+        if live.left > 0 {
+            live.halt = self.limits.halt(&live.state.ledger, &self.problem.clock);
+        }
+        if live.left == 0 || live.halt.is_some() {
             return Err(Error::Usage("no evaluation is left".into()));
         }
         live.left -= 1;

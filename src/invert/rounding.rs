@@ -57,6 +57,7 @@ impl Inversion<'_> {
     pub(super) fn round(&self, state: &mut State, best: &mut Best, stage: &Stage, round: &Round) -> Result<bool> {
         let data = self.data(stage);
         // data made in f32 are matched best in f32: a refined propagator's floor lies higher
+        self.engine(stage).release();
         let rms = |m: &Model| -> Result<Option<(f64, f64)>> {
             match self.coarse().misfit_and_gradient(std::slice::from_ref(m), std::slice::from_ref(&data), &L2) {
                 Ok(e) => Ok(e.first().map(|e| (e.value, e.data_rms))),
@@ -67,6 +68,7 @@ impl Inversion<'_> {
         state.ledger.evaluations += 1;
         state.ledger.stage_evaluations += 1;
         let before = rms(&best.model)?.map_or(best.data_rms, |(_, rms)| rms);
+        let mut agreed = false;
         for reach in REACH {
             let map = round.apply(&best.model.vp, reach);
             let model = Model::from_map(map);
@@ -75,10 +77,12 @@ impl Inversion<'_> {
             let Some((misfit, data_rms)) = rms(&model)? else { continue };
             if data_rms <= round.accept.max(before) {
                 *best = Best { model, score: data_rms, misfit, data_rms };
-                return Ok(true);
+                agreed = true;
+                break;
             }
         }
-        Ok(false)
+        self.coarse().release();
+        Ok(agreed)
     }
 
     /// Whether a stage ended of itself, so that its map may be rounded.

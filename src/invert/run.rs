@@ -46,24 +46,8 @@ impl<'a> Inversion<'a> {
         if observed.mask.samples() == 0 {
             return fail("every trace of the gather is dead or not finite: there is nothing to fit".into());
         }
-        let s = &settings;
-        let (low, high) = s.bounds;
-        if !(low.is_finite() && high.is_finite() && 0.0 < low && low < high) {
-            return fail(format!("the velocity bounds must be positive and rising, not {low}..{high} m/s"));
-        }
-        if s.stages.is_empty() || s.memory == 0 || s.max_evals == Some(0) {
-            return fail(
-                "an inversion needs at least one stage, a memory of at least one pair and one evaluation".into(),
-            );
-        }
-        if !(s.first_step.is_finite() && s.first_step > 0.0) {
-            return fail(format!("the first step must be above 0 m/s, not {}", s.first_step));
-        }
-        if s.depth_exponent.is_nan() || s.depth_exponent.abs() > 10.0 {
-            return fail(format!("the depth exponent must lie between -10 and 10, not {}", s.depth_exponent));
-        }
-        s.stages.iter().try_for_each(|stage| stage.validate(survey.dt))?;
-        let known = if s.pin_sources { source_velocities(survey, observed, s.bounds) } else { vec![] };
+        settings.validate(survey.dt)?;
+        let known = if settings.pin_sources { source_velocities(survey, observed, settings.bounds) } else { vec![] };
         let held = known.iter().map(|(p, v)| (p.z * survey.nx + p.x, *v)).collect();
         Ok(Self {
             propagator,

@@ -1,6 +1,7 @@
 //! What an inversion is told.
 
 use super::stage::{Stage, default_schedule};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -28,6 +29,29 @@ pub struct Settings {
     pub time_limit: Option<Duration>,
     /// Ends everything when the data rms of an iterate falls to this, in the data's units.
     pub target_rms: Option<f64>,
+}
+
+impl Settings {
+    /// Errors, in one line, on settings that make no sense with samples every `dt` seconds.
+    pub fn validate(&self, dt: f64) -> Result<()> {
+        let fail = |m: String| Err(Error::Usage(m));
+        let (low, high) = self.bounds;
+        if !(low.is_finite() && high.is_finite() && 0.0 < low && low < high) {
+            return fail(format!("the velocity bounds must be positive and rising, not {low}..{high} m/s"));
+        }
+        if self.stages.is_empty() || self.memory == 0 || self.max_evals == Some(0) {
+            return fail(
+                "an inversion needs at least one stage, a memory of at least one pair and one evaluation".into(),
+            );
+        }
+        if !(self.first_step.is_finite() && self.first_step > 0.0) {
+            return fail(format!("the first step must be above 0 m/s, not {}", self.first_step));
+        }
+        if self.depth_exponent.is_nan() || self.depth_exponent.abs() > 10.0 {
+            return fail(format!("the depth exponent must lie between -10 and 10, not {}", self.depth_exponent));
+        }
+        self.stages.iter().try_for_each(|stage| stage.validate(dt))
+    }
 }
 
 impl Default for Settings {

@@ -111,7 +111,25 @@ fn limits_span_all_attempts() {
     let out = invert_with_fallbacks(&attempts, &first(), &bench.inversion(2), &mut ()).unwrap();
     assert_eq!((out.evaluations, out.attempts.len()), (5, 1));
 
+    // evaluations that end with an attempt's last are a limit, too, as long as there is more to try
+    let mut attempts = [Attempt { accept_rms: 0.0, ..recipe() }, plain("b", RecipeStart::Gradient, 5)];
+    let run = |attempts: &[Attempt], saved: &mut Stopper| {
+        invert_with_fallbacks(attempts, &first(), &bench.inversion(2), saved).unwrap()
+    };
+    let mut saved = Stopper { left: usize::MAX, saved: vec![] };
+    let whole = run(&attempts, &mut saved);
+    let spent = whole.attempts[0].evaluations;
+    assert_ne!(whole.stop, StopReason::MaxEvals { limit: spent });
+    attempts.iter_mut().for_each(|a| a.settings.max_evals = Some(spent));
+    let cut = run(&attempts, &mut saved);
+    assert_eq!((cut.attempts.len(), &cut.stop), (1, &StopReason::MaxEvals { limit: spent }));
+    attempts.iter_mut().for_each(|a| a.settings.max_evals = None);
+    let state = State::from_bytes(&saved.saved, Path::new("checkpoint")).unwrap();
+    let resumed = resume_with_fallbacks(&attempts, "prior", state, &bench.inversion(2), &mut ()).unwrap();
+    assert_eq!(timeless(&resumed), timeless(&whole));
+
     // a checkpoint of other recipes is refused
+    let mut attempts = [plain("a", RecipeStart::Prior, 5), plain("b", RecipeStart::Gradient, 50)];
     let mut stopper = Stopper { left: 7, saved: vec![] };
     attempts.iter_mut().for_each(|a| a.settings.max_evals = None);
     assert!(invert_with_fallbacks(&attempts, &first(), &bench.inversion(2), &mut stopper).is_err());

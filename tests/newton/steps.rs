@@ -1,9 +1,12 @@
 //! Single stages of Gauss-Newton steps.
 
-use super::common::{Bench, first, piecemeal, small, timeless};
+use super::common::{Bench, Stopper, first, piecemeal, small, timeless};
 use fwi::family::Recipe;
-use fwi::invert::{Attempt, FirstStart, Kind, Settings, Start, StopReason, invert_with_fallbacks};
+use fwi::invert::{
+    Attempt, FirstStart, Kind, Settings, Start, State, StopReason, invert_with_fallbacks, resume_with_fallbacks,
+};
 use ndarray::Array2;
+use std::path::Path;
 
 /// A step of Gauss-Newton, and the same with evaluations of L-BFGS behind it, its factor their preconditioner.
 #[test]
@@ -49,6 +52,18 @@ max_evals = 1
     // where evaluations end within the polishing, the best of them is kept
     let (cut, step) = (run(12, Some(6)), run(0, Some(2)));
     assert!(cut.evaluations == 6 && cut.data_rms < step.data_rms, "{:.2e} {:.2e}", cut.data_rms, step.data_rms);
+    assert_eq!(cut.stop, StopReason::MaxEvals { limit: 6 });
+
+    // but a run that is resumed takes the step whole
+    let attempt = |most: Option<u64>| {
+        let settings = Settings { max_evals: most, ..Settings::default() };
+        Attempt::new(Recipe::parse(&STEP.replace("polish = 0", "polish = 12"), 1e-3).unwrap(), &settings)
+    };
+    let mut saved = Stopper { left: usize::MAX, saved: vec![] };
+    invert_with_fallbacks(&[attempt(Some(6))], &first(), &bench.inversion(2), &mut saved).unwrap();
+    let state = State::from_bytes(&saved.saved, Path::new("checkpoint")).unwrap();
+    let resumed = resume_with_fallbacks(&[attempt(None)], "prior", state, &bench.inversion(2), &mut ()).unwrap();
+    assert_eq!(timeless(&resumed), timeless(&polished));
 }
 
 /// Steps of one stage over cells under total variation.
