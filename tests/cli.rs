@@ -86,7 +86,7 @@ const WRONG: &[(&str, i32, &str)] = &[
     ("invert gather.npy -o d --bounds 4500,1500", 2, "bounds must be positive and rising"),
     ("invert gather.npy -o d --bounds 1500,20000", 2, "--bounds 1500,20000: unstable"),
     ("invert gather.npy -o d --bounds 1500,x", 2, "--bounds"),
-    ("invert gather.npy -o d --memory 0", 2, "a memory of at least one pair"),
+    ("invert gather.npy -o d --memory 0", 2, "write a number from 1 to 200"),
     ("invert gather.npy -o d --max-evals 0", 2, "--max-evals"),
     ("invert gather.npy -o d --target-rms nan", 2, "write a number above 0"),
     ("invert gather.npy -o d --time-limit soon", 2, "write for example 90s"),

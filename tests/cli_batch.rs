@@ -104,8 +104,14 @@ fn a_batch_equals_single_inversions_and_resumes() {
     assert_eq!(fs::read_dir(out.join("velocity")).unwrap().count(), 3);
     assert_eq!(summary(&out)["last_run"]["gathers"], 2);
 
+    // what makes no sense costs nothing
+    for wrong in ["--memory 0", "--bounds 4500,1500"] {
+        ends(&bench, &format!("{batch} -o out --force {wrong}"), 2);
+        assert_eq!(ids(&out), ["a", "b", "c"]);
+    }
+
     // a stack gives the same maps under numbered names; --force leaves nothing of before
-    let line = "batch gathers.npy --truth maps.npy --start maps.npy --max-evals 1 -o out --force --quiet";
+    let line = "batch gathers.npy --stages l2 --truth maps.npy --start maps.npy --max-evals 1 -o out --force --quiet";
     assert_eq!(ends(&bench, line, 0), "");
     assert_eq!(ids(&out), ["gathers_0", "gathers_1", "gathers_2"]);
     assert_eq!(fs::read_dir(out.join("velocity")).unwrap().count(), 3);
@@ -175,10 +181,30 @@ fn what_is_wrong_is_said_before_anything_is_written() {
     drop(lock);
     fs::create_dir(bench.path("held/velocity")).unwrap();
     fs::copy(&bench.map, bench.path("held/velocity/mine.npy")).unwrap();
-    assert!(ends(&bench, "batch in -o held", 2).contains("holds a batch"));
+    // maps that no batch made are nobody's to overwrite or remove
+    for how in ["", "--force", "--resume"] {
+        let said = ends(&bench, &format!("batch in -o held {how}"), 2);
+        assert!(said.contains("held/velocity: holds maps of no batch"), "{said}");
+    }
     let said = ends(&bench, "batch held/velocity -o held --force", 2);
     assert!(said.contains("would be overwritten"), "{said}");
     assert!(bench.path("held/velocity/mine.npy").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_are_no_utf_8_are_no_trouble() {
+    use std::os::unix::ffi::OsStrExt;
+    let bench = three();
+    let name = std::ffi::OsStr::from_bytes(b"g\xe9.npy");
+    fs::rename(bench.path("in/a.npy"), bench.path("in").join(name)).unwrap();
+    let batch = "batch in --stages l2 --max-evals 1 -o out -q";
+    assert_eq!(ends(&bench, batch, 0), "");
+    assert_eq!(ids(&bench.path("out")), ["b", "c", "g\u{fffd}"]);
+    assert_eq!(ends(&bench, &format!("{batch} --resume"), 0), "");
+    let single = fwi(&bench, "invert -o single --stages l2 --max-evals 1 -q").arg(bench.path("in").join(name)).status();
+    assert_eq!(single.unwrap().code(), Some(0));
+    assert!(bench.path("single/result.json").exists());
 }
 
 #[cfg(unix)]

@@ -87,6 +87,15 @@ fn measures_and_goes_on_where_it_was_cut_off() {
     assert!(code == 0 && err.contains("Style_A 0: MAE"), "{err}");
     let all = cases(&json);
     assert!(all.len() == 4 && all[3].result != c.result, "{all:?}");
+    // neither what makes no sense nor a second process costs what is there
+    let text = fs::read(&json).unwrap();
+    let (code, _, err) = run(bench(dir.path()).args(["--force", "--memory", "0"]));
+    assert!(code == 2 && err.contains("write a number from 1 to 200"), "{err}");
+    let lock = fs::File::create(dir.path().join(".cases.jsonl.lock")).unwrap();
+    lock.lock().unwrap();
+    let (code, _, err) = run(bench(dir.path()).arg("--resume"));
+    assert!(code == 2 && err.contains("another fwi is writing it"), "{err}");
+    assert!(fs::read(&json).unwrap() == text);
 }
 
 #[test]

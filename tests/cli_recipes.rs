@@ -49,6 +49,12 @@ fn explain_tells_why_and_what_and_writes_nothing() {
         "{out}"
     );
     assert!(out.contains("start: prior"), "{out}");
+    // a map of one's own is inverted as its gather asks, too
+    let (code, out, err) = bench.run("invert gather.npy --explain --start map.npy");
+    assert!(code == 0 && err.contains("prior: columns"), "{err}");
+    assert!(out.contains(", for the group ") && out.contains("start: map.npy"), "{out}");
+    let (code, out, err) = bench.run("invert gather.npy --explain --start map.npy --stages l2");
+    assert!(code == 0 && !err.contains("prior: ") && !out.contains(", for the group "), "{out}{err}");
     let (code, out, _) = bench.run("invert gather.npy --explain --recipe layered");
     assert_eq!(code, 0);
     assert!(out.starts_with("recipe: layered, as asked for\n"), "{out}");

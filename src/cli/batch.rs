@@ -87,9 +87,13 @@ struct Plan {
 impl Plan {
     /// The stages that some gather may take.
     fn stages(&self) -> Vec<&Stage> {
+        self.all_settings().flat_map(|s| &s.stages).collect()
+    }
+
+    /// Those that inversions may have.
+    fn all_settings(&self) -> impl Iterator<Item = &Settings> {
         let settings = self.recipes.values().flatten().map(|a| &a.settings);
-        let own = self.recipes.is_empty().then_some(&self.settings);
-        settings.chain(own).flat_map(|s| &s.stages).collect()
+        settings.chain(self.recipes.is_empty().then_some(&self.settings))
     }
 
     /// What an inversion in flight holds.
@@ -101,8 +105,20 @@ impl Plan {
 /// Where the inversions begin.
 enum Starts {
     Gradient,
-    Maps(MapPerGather),
+    /// At given maps, and the prior whose word on the gathers counts.
+    Maps(MapPerGather, Option<Opened>),
     Prior(Opened),
+}
+
+impl Starts {
+    /// The prior that is asked.
+    fn opened(&self) -> Option<&Opened> {
+        match self {
+            Self::Gradient => None,
+            Self::Maps(_, opened) => opened.as_ref(),
+            Self::Prior(opened) => Some(opened),
+        }
+    }
 }
 
 /// What computes, and how many inversions it shall have at a time.
@@ -135,22 +151,22 @@ impl Args {
         let open = |path: &Path| MapPerGather::open(path, jobs.len(), &survey);
         let truth = self.truth.as_deref().map(open).transpose()?;
         let memory = memory_limit(self.engine.max_memory);
-        let start = match &from {
-            StartFrom::Gradient => Starts::Gradient,
-            StartFrom::Maps(path) => Starts::Maps(open(path)?),
-            StartFrom::Priors(names) => {
-                // priors in files get half of what there is, the inversions the rest
-                let half = memory.saturating_sub(BASE_BYTES) / 2;
-                let threads = self.engine.threads;
-                Starts::Prior(self.prior_options.open_for_start(names, threads, memory, half, self.quiet)?)
-            }
+        // priors in files get half of what there is, the inversions the rest
+        let half = memory.saturating_sub(BASE_BYTES) / 2;
+        let threads = self.engine.threads;
+        let ask = |names: Vec<String>| self.prior_options.open_for_start(&names, threads, memory, half, self.quiet);
+        let start = match (&from, from.asked(&choice).map(ask).transpose()?) {
+            (StartFrom::Maps(path), opened) => Starts::Maps(open(path)?, opened),
+            (_, Some(opened)) => Starts::Prior(opened),
+            (_, None) => Starts::Gradient,
         };
-        let recipes = recipes(&choice, &settings, &survey, matches!(from, StartFrom::Priors(_)))?;
+        let recipes = recipes(&choice, &settings, &survey, start.opened().is_some())?;
         let start_name = from.name();
         if !recipes.is_empty() {
             settings.stages.clear();
         }
         let mut plan = Plan { survey, settings, choice, recipes, newton: 0, jobs, start, start_name, truth };
+        plan.all_settings().try_for_each(|settings| settings.validate(plan.survey.dt))?;
         plan.newton = matrix_bytes(plan.stages(), false, &plan.survey, self.engine.threads)?;
         Ok(plan)
     }
@@ -163,7 +179,7 @@ impl Args {
 
     /// The engines within the memory that the inversions leave.
     fn engines(&self, plan: &Plan) -> Result<Engines> {
-        let taken = if let Starts::Prior(opened) = &plan.start { opened.bytes } else { 0 };
+        let taken = plan.start.opened().map_or(0, |opened| opened.bytes);
         let budget = self.engine.budget()?.saturating_sub(taken);
         let each = plan.each();
         let reserve = match self.in_flight {
@@ -209,19 +225,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let signals = Signals::install()?;
     // nothing in the directory is touched before all that was asked for is known to make sense
     let mut dir = BatchDir::open(&args.output)?;
+    let ids = plan.jobs.iter().map(|job| &job.id[..]).collect();
+    let used = dir.is_used()?;
     if args.force {
-        dir.clear()?;
-    } else if !args.resume && dir.is_used()? {
+        dir.clear(&ids)?;
+    } else if used && !args.resume {
         let message = format!(
             "{} holds a batch; continue it with --resume, replace it with --force or choose another -o",
             args.output.display()
         );
         return Err(Error::Usage(message));
     }
-    let ids = plan.jobs.iter().map(|job| &job.id[..]).collect();
     let earlier = dir.earlier(&ids)?;
     let done: HashMap<&str, &Line> = earlier.iter().map(|(_, line)| (&line.id[..], line)).collect();
-    let other = |job: &&Job| done.get(&job.id[..]).is_some_and(|l| (&l.gather, l.index) != (&job.path, job.index));
+    let same = |l: &Line, job: &Job| l.index == job.index && l.gather.to_string_lossy() == job.path.to_string_lossy();
+    let other = |job: &&Job| done.get(&job.id[..]).is_some_and(|line| !same(line, job));
     if let Some(job) = plan.jobs.iter().find(other) {
         let problem = format!("{} holds the map of another gather called {}", args.output.display(), job.id);
         return Err(Error::Usage(format!("{problem}; choose another -o for {}", job.path.display())));
@@ -264,15 +282,15 @@ fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
     if let Some(fine) = &engines.fine {
         args.say(&format!("engine of refined stages: {}", fine.describe()));
     }
-    if let Starts::Prior(opened) = &plan.start {
+    if let Some(opened) = plan.start.opened() {
         args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory));
     }
     let each = plan.each();
     let fields = engines.coarse.gradient_bytes() + engines.fine.as_ref().map_or(0, |f| f.gradient_bytes());
     let inversions = each * in_flight as u64;
-    let (prior, prior_words) = match &plan.start {
-        Starts::Prior(opened) => (opened.bytes, format!(", {} MB for the prior", opened.bytes >> 20)),
-        _ => (0, String::new()),
+    let (prior, prior_words) = match plan.start.opened() {
+        Some(opened) => (opened.bytes, format!(", {} MB for the prior", opened.bytes >> 20)),
+        None => (0, String::new()),
     };
     let newton = match plan.newton {
         0 => String::new(),
@@ -291,9 +309,9 @@ fn recipes(
     choice: &Choice,
     settings: &Settings,
     survey: &Survey,
-    from_prior: bool,
+    prior_tells: bool,
 ) -> Result<HashMap<String, Vec<Attempt>>> {
-    let chosen = match (choice, from_prior) {
+    let chosen = match (choice, prior_tells) {
         (Choice::Open, true) | (Choice::Family(_), true) => {
             Recipe::chosen().into_iter().map(|name| load_recipe(name, survey.dt)).collect::<Result<Vec<_>>>()?
         }
@@ -307,16 +325,23 @@ fn load(plan: &Plan, job: &Job, threads: usize) -> Result<Task> {
     let observed = job.observe(&plan.survey)?;
     let mut deviations = None;
     let mut chosen = None;
-    let start = match &plan.start {
-        Starts::Gradient => Start::Gradient,
-        Starts::Maps(maps) => Start::Map(maps.get(job, &plan.survey)?),
-        Starts::Prior(opened) => {
-            let prediction = predict_one(&*opened.prior, &observed)?;
+    let given = match &plan.start {
+        Starts::Maps(maps, _) => Some(maps.get(job, &plan.survey)?),
+        _ => None,
+    };
+    let start = match plan.start.opened() {
+        Some(opened) => {
+            let predicted = predict_one(&*opened.prior, &observed)?;
+            let prediction = match &given {
+                Some(map) => predicted.of_map(map)?,
+                None => predicted,
+            };
             let class = family::classify(&plan.survey, &observed, &prediction);
             chosen = plan.choice.settle(Some((&class, &prediction)), plan.survey.dt)?;
             deviations = confidence(&prediction);
-            Start::Map(prediction.velocity.mapv(f64::from))
+            Start::Map(given.unwrap_or_else(|| prediction.velocity.mapv(f64::from)))
         }
+        None => given.map_or(Start::Gradient, Start::Map),
     };
     let attempts = match &chosen {
         Some(chosen) => plan.recipes.get(&chosen.source),
@@ -393,7 +418,7 @@ fn conclude(args: &Args, plan: &Plan, engines: &Engines, dir: &BatchDir, tally: 
     let (rms, mae) = (mean(|l| l.data_rms), mean(|l| l.mae));
     dir.write_summary(&json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "inputs": args.inputs,
+        "inputs": args.inputs.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
         "gathers": lines.len(),
         "inverted": lines.len() - failed.len(),
         "failed": failed.len(),
@@ -401,7 +426,7 @@ fn conclude(args: &Args, plan: &Plan, engines: &Engines, dir: &BatchDir, tally: 
         "mean_mae": mae,
         "evaluations": lines.iter().map(|l| l.evaluations).sum::<u64>(),
         "start": plan.start_name,
-        "prior": if let Starts::Prior(opened) = &plan.start { Some(opened.prior.describe()) } else { None },
+        "prior": plan.start.opened().map(|opened| opened.prior.describe()),
         "in_flight": engines.in_flight,
         "last_run": {
             "gathers": tally.added(),

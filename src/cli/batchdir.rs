@@ -1,12 +1,12 @@
 //! The directory of a batch: a map a gather, and a line a gather in results.jsonl, from which `--resume` goes on.
 
-use super::gather_list::npy_files;
+use super::gather_list::{npy_files, stem};
 use super::rundir::{RESULT, hold, sweep};
 use fwi::invert::AttemptSummary;
 use fwi::io::{write_array, write_atomic};
 use fwi::{Error, Result};
 use ndarray::Array2;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -24,7 +24,8 @@ pub const MAPS: &str = "velocity";
 pub struct Line {
     /// The name of its map, without .npy.
     pub id: String,
-    /// The file it came from.
+    /// The file it came from; what is no UTF-8 of its name, replaced where it is written.
+    #[serde(serialize_with = "lossily")]
     pub gather: PathBuf,
     /// Which gather of the file.
     pub index: usize,
@@ -45,6 +46,11 @@ pub struct Line {
     pub stop_reason: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// JSON is UTF-8, and file names need not be.
+fn lossily<S: Serializer>(path: &Path, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
 }
 
 /// An output directory held by this process.
@@ -70,16 +76,26 @@ impl BatchDir {
         self.path.join(MAPS).join(format!("{id}.npy"))
     }
 
-    /// Whether a batch, or anything that looks like one's maps, or an inversion's result is here.
+    /// Whether a batch or an inversion's result is here. Errors where maps are that no batch made, which nothing may overwrite.
     pub fn is_used(&self) -> Result<bool> {
-        let files = [RESULTS, SHEET, RESULT].map(|name| self.path.join(name));
-        Ok(files.iter().any(|f| f.exists()) || !npy_files(&self.path.join(MAPS))?.is_empty())
+        let maps = self.path.join(MAPS);
+        if !self.path.join(RESULTS).exists() && !npy_files(&maps)?.is_empty() {
+            let problem = format!("holds maps of no batch, as {RESULTS} is missing; choose another -o");
+            return Err(Error::Usage(format!("{}: {problem}", maps.display())));
+        }
+        Ok([RESULTS, SHEET, RESULT].iter().any(|name| self.path.join(name).exists()))
     }
 
-    /// Removes what a batch has left here, the results first.
-    pub fn clear(&self) -> Result<()> {
-        let own = [RESULTS, SUMMARY, SHEET].map(|name| self.path.join(name));
-        for file in own.into_iter().chain(npy_files(&self.path.join(MAPS))?) {
+    /// Removes what a batch has left here: the maps that its results tell of and those of the gathers `ids`, the results last, so
+    /// that a directory that is half cleared is known again.
+    pub fn clear(&self, ids: &HashSet<&str>) -> Result<()> {
+        let told: HashSet<String> = self.earlier(&HashSet::new())?.into_iter().map(|(_, line)| line.id).collect();
+        let of_batch = |file: &PathBuf| {
+            let id = stem(file);
+            told.contains(&id) || ids.contains(&id[..])
+        };
+        let own = [SUMMARY, SHEET, RESULTS].map(|name| self.path.join(name));
+        for file in npy_files(&self.path.join(MAPS))?.into_iter().filter(of_batch).chain(own) {
             match fs::remove_file(&file) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&file, "remove", e)),
                 _ => {}

@@ -2,11 +2,11 @@
 
 use super::bench_file::CaseFile;
 use super::bench_table::{Watch, show};
-use super::engine::Engine;
+use super::engine::{BASE_BYTES, Engine};
 use super::evaluate::{parse_maps, read_maps};
 use super::method::Signals;
 use super::note;
-use super::options::{check_apart, larger_fields, parse_duration};
+use super::options::{check_apart, larger_fields, parse_duration, parse_pairs};
 use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
 use super::recipe_choice::{Choice, kept, load, without_recipe};
 use clap::Subcommand;
@@ -71,7 +71,7 @@ struct Families {
     #[arg(long, value_name = "INGREDIENT,..", value_delimiter = ',', value_parser = parse_ingredient)]
     without: Vec<Ingredient>,
     /// Pairs that L-BFGS remembers
-    #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().memory, value_parser = parse_pairs)]
     memory: usize,
     /// Most time for a gather, such as 90s, 10m or 1h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
@@ -204,8 +204,10 @@ fn families(args: &Families) -> Result<ExitCode> {
             return Err(Error::Usage(format!("--start {}: is neither \"prior\" nor \"gradient\"", map.display())));
         }
         StartFrom::Priors(names) => {
+            // priors in files get half of what there is, the inversions the rest
             let memory = memory_limit(args.engine.max_memory);
-            Some(args.prior_options.open(&names, args.engine.threads, memory, args.quiet)?)
+            let half = memory.saturating_sub(BASE_BYTES) / 2;
+            Some(args.prior_options.open_for_start(&names, args.engine.threads, memory, half, args.quiet)?)
         }
     };
     let bench = Bench {
@@ -219,6 +221,8 @@ fn families(args: &Families) -> Result<ExitCode> {
         signals: Signals::install()?,
         said: AtomicBool::new(false),
     };
+    // nothing is written over before all that was asked for is known to make sense
+    bench.settings().validate(bench.survey.dt)?;
     let mut file = CaseFile::open(args.json.as_deref(), args.resume, args.force)?;
     bench.report(&sets);
     let (mut cases, mut failure) = (vec![], None);
@@ -322,13 +326,15 @@ impl Bench<'_> {
         let stages = attempts.iter().flat_map(|a| &a.settings.stages);
         let newton = matrix_bytes(stages, self.args.uncertainty, &self.survey, self.args.engine.threads)?;
         let fields = larger_fields(&*self.coarse, self.fine.as_deref());
-        let budget = self.args.engine.budget()?;
-        let (all, limit) = ((newton + fields) >> 20, budget >> 20);
+        let prior = self.prior.as_ref().map_or(0, |opened| opened.bytes);
+        let budget = self.args.engine.budget()?.saturating_sub(prior);
         if newton > 0 && newton + fields > budget {
+            let (all, limit) = ((newton + fields) >> 20, budget >> 20);
             let cure = "raise --max-memory, or take a recipe without Gauss-Newton stages: --recipe continuation";
             return Err(Error::Memory(format!("normal matrices and fields take {all} MB of {limit} MB; {cure}")));
         }
         if !self.said.swap(true, Relaxed) {
+            let all = (BASE_BYTES + prior + newton + fields) >> 20;
             self.args.say(&format!("memory: at most {all} MB, {} MB of them for normal matrices", newton >> 20));
         }
         Ok(())

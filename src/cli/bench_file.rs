@@ -3,7 +3,7 @@
 use fwi::family::bench::Case;
 use fwi::io::write_atomic;
 use fwi::{Error, Family, Result};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,21 +14,24 @@ const MAX_BYTES: u64 = 256 << 20;
 pub struct CaseFile {
     known: Vec<Case>,
     to: Option<(PathBuf, File)>,
+    /// Keeps a second process from putting another file in this one's place.
+    _lock: Option<File>,
 }
 
 impl CaseFile {
     /// Opens or begins a file. Errors when there is one already and nothing says what to do with it.
     pub fn open(path: Option<&Path>, resume: bool, force: bool) -> Result<Self> {
-        let Some(path) = path else { return Ok(Self { known: vec![], to: None }) };
+        let Some(path) = path else { return Ok(Self { known: vec![], to: None, _lock: None }) };
         if path.exists() && !resume && !force {
             let problem = "exists; continue it with --resume, replace it with --force or choose another --json";
             return Err(Error::Usage(format!("{}: {problem}", path.display())));
         }
+        let lock = hold(path)?;
         let text = if resume { read(path)? } else { String::new() };
         let (lines, known) = cases(&text, path)?;
         write_atomic(path, |w| lines.iter().try_for_each(|l| writeln!(w, "{l}")))?;
         let file = fs::OpenOptions::new().append(true).open(path).map_err(|e| Error::io(path, "write", e))?;
-        Ok(Self { known, to: Some((path.to_path_buf(), file)) })
+        Ok(Self { known, to: Some((path.to_path_buf(), file)), _lock: Some(lock) })
     }
 
     /// What an earlier run measured.
@@ -42,6 +45,20 @@ impl CaseFile {
         let mut text = serde_json::to_string(line).expect("numbers and texts");
         text.push('\n');
         file.write_all(text.as_bytes()).map_err(|e| Error::io(&*path, "write", e))
+    }
+}
+
+/// Locks a file by one beside it, for as long as that lives. Errors when another process holds it.
+fn hold(path: &Path) -> Result<File> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.lock"));
+    let lock = File::create(&beside).map_err(|e| Error::io(&beside, "create", e))?;
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let problem = "another fwi is writing it; wait for that or choose another --json";
+            Err(Error::Usage(format!("{}: {problem}", path.display())))
+        }
+        _ => Ok(lock),
     }
 }
 

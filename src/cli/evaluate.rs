@@ -1,6 +1,6 @@
 //! `fwi prior evaluate`: how far a prior's maps are from true ones, by family, and how well gathers are classified.
 
-use super::engine::Engine;
+use super::engine::{BASE_BYTES, Engine};
 use super::note;
 use super::options::{check_apart, usable};
 use super::prior_options::{PriorOptions, StartFrom, memory_limit, side_by_side};
@@ -73,9 +73,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let names = StartFrom::priors(&args.prior)?;
     check_outputs(args)?;
-    let opened = args.options.open(&names, args.engine.threads, memory_limit(args.engine.max_memory), false)?;
+    // priors in files get half of what there is, modelling the rest
+    let memory = memory_limit(args.engine.max_memory);
+    let half = memory.saturating_sub(BASE_BYTES) / 2;
+    let opened = args.options.open_within(&names, args.engine.threads, memory, half, false)?;
     note(format_args!("prior: {}", opened.prior.describe()));
-    let propagator = args.engine.propagator(survey.clone())?;
+    let engine = args.engine.with_budget(args.engine.budget()?.saturating_sub(opened.bytes));
+    let propagator = engine.propagator(survey.clone())?;
     note(format_args!("engine: {}; memory: {} for the prior", propagator.describe(), opened.memory));
     let mut tables = vec![];
     for (family, path) in &args.maps {

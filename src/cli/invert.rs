@@ -136,10 +136,10 @@ impl Args {
 
     /// The start of an inversion that begins, its recipe, and what the result tells about both.
     fn begin(&self, plan: &Plan) -> Result<Beginning> {
-        let name = plan.from.name();
-        if let (None, StartFrom::Priors(names)) = (&plan.start, &plan.from) {
-            return self.predict(names, plan);
+        if let Some(names) = plan.from.asked(&plan.choice) {
+            return self.predict(&names, plan);
         }
+        let name = plan.from.name();
         let chosen = plan.choice.settle(None, plan.survey.dt)?;
         let recipe = chosen.as_ref().map(|c| c.source.clone());
         let origin = Origin { start: name.clone(), prior: None, recipe };
@@ -147,21 +147,27 @@ impl Args {
         Ok(Beginning { first: FirstStart { start, name, confidence: None }, origin, chosen })
     }
 
-    /// The start that priors predict, and what the result tells about them. They are gone before the inversion begins.
+    /// The start that priors predict, or what they make of the one that is given, and what the result tells about them. They are
+    /// gone before the inversion begins.
     fn predict(&self, names: &[String], plan: &Plan) -> Result<Beginning> {
         let memory = memory_limit(self.engine.max_memory);
         let processes = memory.saturating_sub(BASE_BYTES);
         let opened = self.prior_options.open_for_start(names, self.engine.threads, memory, processes, self.quiet)?;
-        let prediction = predict_one(&*opened.prior, &plan.observed)?;
         self.say(&format!("prior: {}", opened.prior.describe()));
         self.say(&format!("memory: {} for the prior, before the inversion", opened.memory));
+        let predicted = predict_one(&*opened.prior, &plan.observed)?;
+        let expected_mae = expected_error(&predicted).filter(|_| plan.start.is_none());
+        let prediction = match &plan.start {
+            Some(Start::Map(map)) => predicted.of_map(map)?,
+            _ => predicted,
+        };
         let class = family::classify(&plan.survey, &plan.observed, &prediction);
         let chosen = plan.choice.settle(Some((&class, &prediction)), plan.survey.dt)?;
         let probabilities: serde_json::Map<String, serde_json::Value> =
             class.families.iter().map(|(f, q)| (f.to_string(), json!(q))).collect();
         let said = json!({
             "description": opened.prior.describe(),
-            "expected_mae": expected_error(&prediction),
+            "expected_mae": expected_mae,
             "family": class.family.name(),
             "group": class.group.name(),
             "families": probabilities,
@@ -169,7 +175,7 @@ impl Args {
         let name = plan.from.name();
         let recipe = chosen.as_ref().map(|c| c.source.clone());
         let origin = Origin { start: name.clone(), prior: Some(said), recipe };
-        let start = Start::Map(prediction.velocity.mapv(f64::from));
+        let start = plan.start.clone().unwrap_or_else(|| Start::Map(prediction.velocity.mapv(f64::from)));
         Ok(Beginning { first: FirstStart { start, name, confidence: confidence(&prediction) }, origin, chosen })
     }
 

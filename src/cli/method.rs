@@ -1,6 +1,6 @@
 //! How to optimise and when to stop: options and signals that `fwi invert` and `fwi batch` share.
 
-use super::options::{parse_duration, parse_positive};
+use super::options::{parse_duration, parse_pairs, parse_positive};
 use super::recipe_choice::{Choice, load};
 use fwi::invert::{Settings, Stage, prior_schedule};
 use fwi::{Error, Family, Result, Survey};
@@ -28,8 +28,8 @@ pub struct Until {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Method")]
 pub struct Method {
-    /// Recipe: a name that fwi recipes list shows, or a TOML file [default: that of the gather's group where a prior
-    /// predicts the start, frequency continuation elsewhere]
+    /// Recipe: a name that fwi recipes list shows, or a TOML file [default: that of the gather's group, frequency continuation
+    /// from --start gradient]
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "stages")]
     recipe: Option<String>,
     /// Take the recipe for this family, such as CurveFault_B, in place of the one for the group that is found
@@ -42,7 +42,7 @@ pub struct Method {
     #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "1500,4500")]
     bounds: Vec<f64>,
     /// Pairs that L-BFGS remembers
-    #[arg(long, value_name = "N", default_value_t = Settings::default().memory)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().memory, value_parser = parse_pairs)]
     memory: usize,
 }
 

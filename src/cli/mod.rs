@@ -58,9 +58,9 @@ Exit codes:
   130, 143  stopped by SIGINT or SIGTERM; what --resume can go on from is saved
   141       the reader of a pipe went away
 
-Files: .npy, .npz and .h5 are told apart by content when read and by
-extension when written; file.npz:name and file.h5:/dataset name one array
-in a file of several.";
+Files: .npy, .npz and HDF5 are told apart by content when read; .npy and
+.h5 are written, by extension. file.npz:name and file.h5:/dataset name one
+array in a file of several.";
 
 #[derive(Subcommand)]
 enum Command {

@@ -54,6 +54,15 @@ pub fn parse_threads(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|n| *n <= MAX_THREADS).ok_or_else(|| format!("write a number from 0 to {MAX_THREADS}"))
 }
 
+/// Most pairs that L-BFGS may remember: these and their copy in a checkpoint take 32 MB, half of [`BASE_BYTES`].
+const MAX_PAIRS: usize = 200;
+
+/// Pairs that L-BFGS remembers.
+pub fn parse_pairs(text: &str) -> std::result::Result<usize, String> {
+    let number = text.parse().ok().filter(|n| (1..=MAX_PAIRS).contains(n));
+    number.ok_or_else(|| format!("write a number from 1 to {MAX_PAIRS}"))
+}
+
 /// A finite number above zero.
 pub fn parse_positive(text: &str) -> std::result::Result<f64, String> {
     text.parse().ok().filter(|v: &f64| v.is_finite() && *v > 0.0).ok_or_else(|| "write a number above 0".into())

@@ -3,6 +3,7 @@
 use super::engine::BASE_BYTES;
 use super::note;
 use super::options::available_memory;
+use super::recipe_choice::Choice;
 use clap::{Args, ValueEnum};
 use fwi::prior::registry::{self, Found};
 use fwi::prior::{
@@ -94,6 +95,16 @@ impl StartFrom {
         }
     }
 
+    /// The priors that an inversion asks: those that predict its start, or for a map of one's own that in the binary, if there is
+    /// one and `choice` has use for its word.
+    pub fn asked(&self, choice: &Choice) -> Option<Vec<String>> {
+        match self {
+            Self::Gradient => None,
+            Self::Maps(_) => Self::priors(&[]).ok().filter(|_| choice.asks_a_prior()),
+            Self::Priors(names) => Some(names.clone()),
+        }
+    }
+
     /// The priors that are named, or else the one in the binary.
     pub fn priors(names: &[String]) -> Result<Vec<String>> {
         match names {
@@ -170,7 +181,8 @@ impl PriorOptions {
         })
     }
 
-    fn open_within(
+    /// [`open`](Self::open) with `processes` bytes of the memory for processes of their own.
+    pub fn open_within(
         &self,
         names: &[String],
         threads: usize,

@@ -1,8 +1,9 @@
 //! Which recipe an inversion follows, and why.
 
 use fwi::family::{Classification, Group, Recipe, RecipeStart};
-use fwi::invert::{Attempt, Outcome, Settings};
+use fwi::invert::{Attempt, Outcome, Settings, Stage};
 use fwi::prior::Prediction;
+use fwi::reg::RegulariserSpec;
 use fwi::{Family, Result};
 use std::path::Path;
 
@@ -43,6 +44,19 @@ impl Choice {
     /// Whether the recipe that is named begins with a gradient.
     pub fn begins_with_gradient(&self) -> bool {
         matches!(self, Self::Recipe(chosen) if chosen.recipe.start == RecipeStart::Gradient)
+    }
+
+    /// Whether a prior's word on the gather counts even where the start is another map: on its family, or on how far off maps
+    /// of such gathers are.
+    pub fn asks_a_prior(&self) -> bool {
+        let asks = |stage: &Stage| {
+            stage.newton.iter().flat_map(|newton| &newton.regularisers).any(RegulariserSpec::asks_for_confidence)
+        };
+        match self {
+            Self::Recipe(chosen) => chosen.recipe.stages.iter().any(asks),
+            Self::Family(_) | Self::Open => true,
+            Self::Stages => false,
+        }
     }
 
     /// The recipe, if it is one: of what was asked for, and of what was found where a prior tells.

@@ -47,6 +47,22 @@ pub struct Prediction {
     pub families: Option<Vec<(Family, f64)>>,
 }
 
+impl Prediction {
+    /// What to make of a map (nz, nx), m/s, that someone gives as a start, by what a prior predicts of the same gather: its families,
+    /// and in every cell the error that it expects and the distance between both maps, as the hypotenuse. A map that is better
+    /// than the prior's lies about that error away from it, a worse one further. Errors on another shape.
+    pub fn of_map(self, map: &Array2<f64>) -> Result<Self> {
+        if map.dim() != self.velocity.dim() {
+            let ((a, b), (nz, nx)) = (map.dim(), self.velocity.dim());
+            return Err(Error::Usage(format!("the starting map is {a} x {b} but the prior's is {nz} x {nx}")));
+        }
+        let velocity = map.mapv(|v| v as f32);
+        let apart = &velocity - &self.velocity;
+        let error = self.error.map(|error| ndarray::Zip::from(&error).and(&apart).map_collect(|e, d| e.hypot(*d)));
+        Ok(Self { velocity, error, families: self.families })
+    }
+}
+
 /// Something that predicts maps from gathers.
 pub trait Prior: Send + Sync {
     /// One line for logs and results: name, version, checksum, runtime.
@@ -99,4 +115,28 @@ pub(crate) fn samples(observed: &Observed) -> Result<Vec<f32>> {
 /// The prediction of one gather.
 pub fn predict_one(prior: &dyn Prior, gather: &Observed) -> Result<Prediction> {
     Ok(prior.predict(std::slice::from_ref(gather))?.remove(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_map_is_trusted_the_less_the_further_it_lies_from_the_predicted_one() {
+        let families = Some(vec![(Family::StyleA, 1.0)]);
+        let predicted = Prediction {
+            velocity: Array2::from_elem((2, 3), 2000.0),
+            error: Some(Array2::from_elem((2, 3), 30.0)),
+            families,
+        };
+        let mut map = Array2::from_elem((2, 3), 2000.0);
+        map[[1, 2]] = 2040.0;
+        let made = predicted.clone().of_map(&map).unwrap();
+        assert_eq!((made.velocity[[1, 2]], &made.families), (2040.0, &predicted.families));
+        let error = made.error.unwrap();
+        assert_eq!((error[[0, 0]], error[[1, 2]]), (30.0, 50.0));
+        let silent = Prediction { error: None, ..predicted.clone() };
+        assert_eq!(silent.of_map(&map).unwrap().error, None);
+        assert!(predicted.of_map(&Array2::zeros((3, 2))).unwrap_err().to_string().contains("3 x 2"));
+    }
 }

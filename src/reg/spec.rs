@@ -128,6 +128,11 @@ impl RegulariserSpec {
         matches!(self, Self::Tv { along: true, .. })
     }
 
+    /// Whether it asks how far off the start is expected to be, so that [`Self::build`] needs to be told.
+    pub fn asks_for_confidence(&self) -> bool {
+        matches!(self, Self::GaussianProcess { confidence: true, .. })
+    }
+
     /// Which map a Gaussian process is about, where it is named.
     pub fn mean_map(&self) -> Option<MeanMap> {
         match self {

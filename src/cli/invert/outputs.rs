@@ -86,7 +86,7 @@ pub(super) fn write_outputs(
     }
     let result = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "gather": args.gather,
+        "gather": args.gather.to_string_lossy(),
         "index": args.index,
         "start": origin.start,
         "prior": origin.prior,
