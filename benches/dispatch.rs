@@ -67,7 +67,7 @@ impl Propagator for Pretended {
     fn lanes(&self) -> usize {
         2
     }
-    fn gradient_bytes(&self) -> u64 {
+    fn gradient_bytes(&self, _: bool) -> u64 {
         0
     }
 }

@@ -117,7 +117,7 @@ impl Propagator for Fake {
     fn lanes(&self) -> usize {
         self.lanes
     }
-    fn gradient_bytes(&self) -> u64 {
+    fn gradient_bytes(&self, _: bool) -> u64 {
         1
     }
 }

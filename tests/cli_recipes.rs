@@ -2,7 +2,8 @@
 
 mod cli_common;
 
-use cli_common::Bench;
+use cli_common::{Bench, smooth_map};
+use fwi::io::write_array;
 use std::fs;
 
 fn result(bench: &Bench, dir: &str) -> serde_json::Value {
@@ -120,6 +121,32 @@ fn a_batch_follows_a_recipe() {
     let (code, _, err) = bench.run("invert gather.npy -o one --recipe cheap.toml --max-evals 4 -q");
     assert_eq!(code, 0, "{err}");
     assert_eq!(line["data_rms"], result(&bench, "one")["data_rms"]);
+}
+
+/// A map of one's own is trusted by the prior's word on its gather, wherever a recipe asks for that.
+#[test]
+fn single_and_batch_inversions_trust_a_given_map_alike() {
+    let bench = Bench::new();
+    write_array(bench.path("start.npy"), smooth_map(60.0).view()).unwrap();
+    let doubting = format!(
+        "{CHEAP}[stage.lbfgs]\nnoise = 0.1\nregularisers = [{{ kind = \"gaussian-process\", mean = \"start\", \
+         confidence = CONFIDENT, sigma = 1.0, length = 2.0, white = 0.1 }}]\n"
+    );
+    let run = |command: &str, confident: &str| {
+        fs::write(bench.path("doubting.toml"), doubting.replace("CONFIDENT", confident)).unwrap();
+        let (code, _, err) = bench.run(&format!("{command} --start start.npy --recipe doubting.toml --max-evals 2"));
+        assert_eq!(code, 0, "{err}");
+        assert_eq!(err.contains("prior: columns"), confident == "true", "{err}");
+    };
+    run("invert gather.npy -o one", "true");
+    run("batch gather.npy -o many", "true");
+    run("invert gather.npy -o blind", "false");
+    let map = |path: &str| fs::read(bench.path(path)).unwrap();
+    assert!(map("one/velocity.npy") == map("many/velocity/gather.npy"));
+    assert!(map("one/velocity.npy") != map("blind/velocity.npy"));
+    let said = result(&bench, "one");
+    assert!(said["start"] == "start.npy" && said["prior"]["expected_mae"].is_null(), "{said}");
+    assert_eq!(said["family"], said["prior"]["family"]);
 }
 
 #[test]

@@ -360,7 +360,7 @@ impl Propagator for Broken<'_> {
     fn wavefields(&self, m: &Model, s: &[Position], w: &[f64], e: usize, v: &WavefieldVisitor) -> Result<()> {
         self.inner.wavefields(m, s, w, e, v)
     }
-    fn gradient_bytes(&self) -> u64 {
+    fn gradient_bytes(&self, _: bool) -> u64 {
         0
     }
 }

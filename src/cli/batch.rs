@@ -5,7 +5,7 @@ use super::engine::{BASE_BYTES, Engine};
 use super::gather_list::{self, Job, MapPerGather};
 use super::method::{Method, Signals, Until};
 use super::note;
-use super::options::{peak_memory, same_file};
+use super::options::{fields, peak_memory, same_file};
 use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
 use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
@@ -286,7 +286,8 @@ fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
         args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory));
     }
     let each = plan.each();
-    let fields = engines.coarse.gradient_bytes() + engines.fine.as_ref().map_or(0, |f| f.gradient_bytes());
+    let of = |engine: &Dispatch| fields(engine, plan.stages());
+    let fields = of(&engines.coarse) + engines.fine.as_ref().map_or(0, of);
     let inversions = each * in_flight as u64;
     let (prior, prior_words) = match plan.start.opened() {
         Some(opened) => (opened.bytes, format!(", {} MB for the prior", opened.bytes >> 20)),

@@ -324,8 +324,8 @@ impl Bench<'_> {
     /// Errors where the recipes' normal matrices do not fit beside the fields.
     fn check_memory(&self, attempts: &[Attempt]) -> Result<()> {
         let stages = attempts.iter().flat_map(|a| &a.settings.stages);
-        let newton = matrix_bytes(stages, self.args.uncertainty, &self.survey, self.args.engine.threads)?;
-        let fields = larger_fields(&*self.coarse, self.fine.as_deref());
+        let newton = matrix_bytes(stages.clone(), self.args.uncertainty, &self.survey, self.args.engine.threads)?;
+        let fields = larger_fields(&*self.coarse, self.fine.as_deref(), stages);
         let prior = self.prior.as_ref().map_or(0, |opened| opened.bytes);
         let budget = self.args.engine.budget()?.saturating_sub(prior);
         if newton > 0 && newton + fields > budget {

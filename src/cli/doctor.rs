@@ -40,7 +40,7 @@ pub fn run() -> Result<ExitCode> {
             "{}: {:.1} ms a forward gather, {} MB a gradient at most",
             p.describe(),
             1e3 * best_forward(&*p, &model)?,
-            p.gradient_bytes() >> 20
+            p.gradient_bytes(true) >> 20
         ))?;
     }
     Ok(ExitCode::SUCCESS)

@@ -208,7 +208,7 @@ impl Args {
     /// The engines within the memory that normal matrices leave.
     fn fit(&self, plan: &Plan, engines: Engines, way: &Way) -> Result<Engines> {
         let budget = self.engine.budget()?;
-        if way.newton == 0 || way.newton + larger_fields(&*engines.coarse, engines.fine.as_deref()) <= budget {
+        if way.newton == 0 || way.newton + way.fields(&engines) <= budget {
             return Ok(engines);
         }
         let too_much = || {
@@ -256,6 +256,14 @@ impl Args {
         if !self.quiet {
             note(text);
         }
+    }
+}
+
+impl Way {
+    /// Bytes of the engines' fields, which compute by turns.
+    fn fields(&self, engines: &Engines) -> u64 {
+        let stages = self.attempts.iter().flat_map(|a| &a.settings.stages);
+        larger_fields(&*engines.coarse, engines.fine.as_deref(), stages)
     }
 }
 

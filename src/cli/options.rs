@@ -1,28 +1,34 @@
 //! What several subcommands parse, open and measure alike.
 
 use super::engine::BASE_BYTES;
+use fwi::invert::Stage;
 use fwi::io::{Gathers, Limits, Maps, split_entry};
 use fwi::wave::Propagator;
 use fwi::{Error, Gather, Model, Observed, Result, Survey};
 use std::path::Path;
 
-/// What gradients and so many bytes of normal matrices will take, in words.
-pub fn memory_line(propagator: &dyn Propagator, normal_matrices: u64) -> String {
-    let total = propagator.gradient_bytes() + normal_matrices + BASE_BYTES;
+/// What so many bytes of fields and of normal matrices will take in all, in words.
+pub fn memory_line(fields: u64, normal_matrices: u64) -> String {
+    let total = fields + normal_matrices + BASE_BYTES;
     let matrices = match normal_matrices {
         0 => String::new(),
         bytes => format!(", {} MB for normal matrices", bytes >> 20),
     };
-    format!(
-        "memory: at most {} MB, {} MB of them for fields and history{matrices}",
-        total >> 20,
-        propagator.gradient_bytes() >> 20
-    )
+    format!("memory: at most {} MB, {} MB of them for fields and history{matrices}", total >> 20, fields >> 20)
 }
 
-/// Bytes of the fields of two engines that compute by turns: of the one that needs more.
-pub fn larger_fields(coarse: &dyn Propagator, fine: Option<&dyn Propagator>) -> u64 {
-    coarse.gradient_bytes().max(fine.map_or(0, |f| f.gradient_bytes()))
+/// Bytes of the fields that stages need of one engine.
+pub fn fields<'s>(engine: &dyn Propagator, stages: impl IntoIterator<Item = &'s Stage>) -> u64 {
+    engine.gradient_bytes(stages.into_iter().all(|stage| stage.misfit.band_limited()))
+}
+
+/// The same of two engines that compute by turns: of the one that needs more.
+pub fn larger_fields<'s>(
+    coarse: &dyn Propagator,
+    fine: Option<&dyn Propagator>,
+    stages: impl IntoIterator<Item = &'s Stage> + Clone,
+) -> u64 {
+    fields(coarse, stages.clone()).max(fine.map_or(0, |fine| fields(fine, stages)))
 }
 
 /// "400M", "2GiB", "150000000": bytes. Bare letters mean powers of 1024.

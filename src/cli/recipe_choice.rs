@@ -50,7 +50,9 @@ impl Choice {
     /// of such gathers are.
     pub fn asks_a_prior(&self) -> bool {
         let asks = |stage: &Stage| {
-            stage.newton.iter().flat_map(|newton| &newton.regularisers).any(RegulariserSpec::asks_for_confidence)
+            let newton = stage.newton.iter().flat_map(|newton| &newton.regularisers);
+            let lbfgs = stage.lbfgs.iter().flat_map(|lbfgs| &lbfgs.regularisers);
+            newton.chain(lbfgs).any(RegulariserSpec::asks_for_confidence)
         };
         match self {
             Self::Recipe(chosen) => chosen.recipe.stages.iter().any(asks),

@@ -199,7 +199,7 @@ mod tests {
         fn lanes(&self) -> usize {
             self.lanes
         }
-        fn gradient_bytes(&self) -> u64 {
+        fn gradient_bytes(&self, _: bool) -> u64 {
             0
         }
     }

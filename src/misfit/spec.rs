@@ -31,6 +31,11 @@ pub fn parse(text: &str, dt: f64) -> Result<Box<dyn Misfit>> {
 }
 
 impl MisfitSpec {
+    /// Whether the misfit is known to be [`band_limited`](Misfit::band_limited).
+    pub fn band_limited(self) -> bool {
+        matches!(self, Self::L2 | Self::LowPass(_))
+    }
+
     /// The misfit itself for records sampled every `dt` s. Errors on a corner that `dt` cannot hold, on
     /// parameters that are not above zero and finite, and on `Own`.
     pub fn build(self, dt: f64) -> Result<Box<dyn Misfit>> {

@@ -117,9 +117,9 @@ pub trait Propagator: Send + Sync {
     /// Gives memory that is kept for the next call back to the system.
     fn release(&self) {}
 
-    /// Most bytes that [`Propagator::misfit_and_gradient`] of one model and a band-limited misfit takes besides its
-    /// arguments and results.
-    fn gradient_bytes(&self) -> u64;
+    /// Most bytes that [`Propagator::misfit_and_gradient`] of one model and a misfit that is
+    /// [`band_limited`](Misfit::band_limited), or is not, takes besides its arguments and results.
+    fn gradient_bytes(&self, band_limited: bool) -> u64;
 }
 
 /// Checks a model's shape and velocities against the survey; `bandwidth` is [`Survey::bandwidth`], computed once.

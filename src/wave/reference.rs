@@ -220,7 +220,7 @@ impl Propagator for Reference {
         Ok(())
     }
 
-    fn gradient_bytes(&self) -> u64 {
+    fn gradient_bytes(&self, _: bool) -> u64 {
         let (rows, cols) = self.survey.padded_shape();
         ((self.survey.nt + 10) * rows * cols * 8) as u64
     }

@@ -41,7 +41,7 @@ pub(super) fn report(args: &Args, plan: &Plan, origin: &Origin, engines: &Engine
     if let Some(fine) = &engines.fine {
         args.say(&format!("engine of refined stages: {}", fine.describe()));
     }
-    args.say(&memory_line(engines.finest(), way.newton));
+    args.say(&memory_line(way.fields(engines), way.newton));
 }
 
 /// The standard deviations of the result, told of.

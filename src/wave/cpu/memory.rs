@@ -74,11 +74,16 @@ impl Memory {
         (1..=nt).find(all).unwrap_or_else(|| (1..=nt).min_by_key(|&n| self.history(windows, weights, n)).unwrap_or(1))
     }
 
+    /// The steps at which gradients of misfits that keep to the data's band, or do not, are summed.
+    pub fn sums(&self, band_limited: bool) -> &Sums {
+        if band_limited { &self.sparse } else { &self.full }
+    }
+
     /// Most bytes that `wanted` shots in flight take.
-    pub fn most(&self, wanted: usize) -> u64 {
-        let (shots, budget) = self.share(wanted, &self.sparse);
+    pub fn most(&self, wanted: usize, sums: &Sums) -> u64 {
+        let (shots, budget) = self.share(wanted, sums);
         let windows = Windows::full(&self.layout);
-        let segments = self.segments(&windows, &self.sparse.weights, budget);
-        shots as u64 * (self.fixed + self.history(&windows, &self.sparse.weights, segments))
+        let segments = self.segments(&windows, &sums.weights, budget);
+        shots as u64 * (self.fixed + self.history(&windows, &sums.weights, segments))
     }
 }

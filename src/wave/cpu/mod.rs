@@ -162,7 +162,7 @@ impl<T: Real> Cpu<T> {
 
     /// The steps at which the gradient of a misfit is summed.
     fn sums_of(&self, misfit: &dyn Misfit) -> &Sums {
-        if misfit.band_limited() { &self.memory.sparse } else { &self.memory.full }
+        self.memory.sums(misfit.band_limited())
     }
 
     fn take_workspace(&self) -> Workspace<T> {
@@ -423,8 +423,8 @@ impl<T: Real> Propagator for Cpu<T> {
         self.idle().workspaces.clear();
     }
 
-    fn gradient_bytes(&self) -> u64 {
-        self.memory.most(self.pool.wanted(self.survey.sources.len()))
+    fn gradient_bytes(&self, band_limited: bool) -> u64 {
+        self.memory.most(self.pool.wanted(self.survey.sources.len()), self.memory.sums(band_limited))
     }
 }
 

@@ -419,7 +419,7 @@ impl Propagator for Cuda {
         }
     }
 
-    fn gradient_bytes(&self) -> u64 {
+    fn gradient_bytes(&self, _: bool) -> u64 {
         // on the host: a launch's gathers on their way up and its gradients on their way down
         let (ns, nt, nr) = self.plan.survey.gather_shape();
         let shot = 8 * (2 * nt * nr + self.plan.survey.nz * self.plan.survey.nx + 3);

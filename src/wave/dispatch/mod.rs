@@ -339,7 +339,7 @@ impl Propagator for Dispatch {
         }
     }
 
-    fn gradient_bytes(&self) -> u64 {
-        self.active().iter().map(|d| d.gradient_bytes()).max().unwrap_or(0)
+    fn gradient_bytes(&self, band_limited: bool) -> u64 {
+        self.active().iter().map(|d| d.gradient_bytes(band_limited)).max().unwrap_or(0)
     }
 }
