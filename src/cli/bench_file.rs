@@ -1,9 +1,10 @@
 //! The file of a bench: a line of JSON a gather, from which `--resume` goes on.
 
+use super::rundir::lock;
 use fwi::family::bench::Case;
 use fwi::io::write_atomic;
 use fwi::{Error, Family, Result};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -52,14 +53,7 @@ impl CaseFile {
 fn hold(path: &Path) -> Result<File> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let beside = path.with_file_name(format!(".{name}.lock"));
-    let lock = File::create(&beside).map_err(|e| Error::io(&beside, "create", e))?;
-    match lock.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            let problem = "another fwi is writing it; wait for that or choose another --json";
-            Err(Error::Usage(format!("{}: {problem}", path.display())))
-        }
-        _ => Ok(lock),
-    }
+    lock(&beside, || format!("{}: another fwi is writing it; wait for that or choose another --json", path.display()))
 }
 
 /// The cases among the lines of a file. The summary is left out, and a last line that a kill cut short; errors on any other line

@@ -77,13 +77,18 @@ pub fn hold(path: &Path) -> Result<File> {
         return Err(Error::Usage(format!("{}: is no directory; choose another -o", path.display())));
     }
     fs::create_dir_all(path).map_err(|e| Error::io(path, "create", e))?;
-    let name = path.join(".lock");
-    let lock = File::create(&name).map_err(|e| Error::io(&name, "create", e))?;
-    if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
-        let message = format!("{}: another fwi is working there; wait for it or choose another -o", path.display());
-        return Err(Error::Usage(message));
+    lock(&path.join(".lock"), || {
+        format!("{}: another fwi is working there; wait for it or choose another -o", path.display())
+    })
+}
+
+/// Makes a file and locks it for as long as it lives. Errors, in the words given, when another process holds it.
+pub fn lock(name: &Path, held: impl FnOnce() -> String) -> Result<File> {
+    let lock = File::create(name).map_err(|e| Error::io(name, "create", e))?;
+    match lock.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Err(Error::Usage(held())),
+        _ => Ok(lock),
     }
-    Ok(lock)
 }
 
 /// Removes the unfinished files of killed processes from a directory, leaving those of processes that live.
