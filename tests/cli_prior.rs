@@ -102,6 +102,48 @@ fn a_named_prior_predicts_stacks_with_errors_and_families() {
 }
 
 #[test]
+fn a_gather_that_cannot_be_read_costs_its_own_map_only() {
+    let bench = Bench::new();
+    let test = bench.path("test");
+    fs::create_dir(&test).unwrap();
+    let whole = fs::read(&bench.gather).unwrap();
+    for (name, length) in [("a", whole.len()), ("b", 1000), ("c", whole.len())] {
+        fs::write(test.join(format!("{name}.npy")), &whole[..length]).unwrap();
+    }
+    let predict = |output: &str, more: &str| {
+        let mut command = fwi();
+        command
+            .args(["prior", "predict", "--prior"])
+            .arg(fixture("plain"))
+            .arg(&test)
+            .arg("-o")
+            .arg(bench.path(output));
+        run(command.arg("--png").arg(bench.path("maps.png")).args(more.split_whitespace()))
+    };
+    for threads in ["--threads 1", "--threads 2"] {
+        let (code, out, err) = predict("maps.npy", threads);
+        assert_eq!((code, out.lines().count()), (3, 2), "{err}");
+        assert!(err.contains("b.npy") && err.contains("not-a-number for 1 of 3 gathers"), "{err}");
+        let maps = ArrayFile::open(bench.path("maps.npy"), &Limits::default()).unwrap().read::<f32>(0..3).unwrap();
+        assert!(maps.slice(s![1, .., ..]).iter().all(|v| v.is_nan()));
+        let near = |i: usize| (map(&one(&bench, &maps, i)) - trial_map()).iter().all(|d| d.abs() < 100.0);
+        assert!(near(0) && near(2));
+    }
+    fs::remove_file(test.join("a.npy")).unwrap();
+    fs::write(test.join("c.npy"), b"no array").unwrap();
+    let (code, out, err) = predict("none.npy", "");
+    assert!(code == 3 && out.is_empty() && err.contains("b.npy") && err.contains("c.npy"), "{err}");
+    assert!(!bench.path("none.npy").exists());
+}
+
+/// A map of a stack in a file of its own.
+fn one(bench: &Bench, maps: &ndarray::ArrayD<f32>, i: usize) -> std::path::PathBuf {
+    let path = bench.path("one.npy");
+    write_array(&path, maps.index_axis(ndarray::Axis(0), i)).unwrap();
+    path
+}
+
+#[test]
 fn several_priors_are_combined() {
     let bench = Bench::new();
     let list = format!("{},{}", fixture("plain").display(), fixture("symmetric").display());

@@ -1,24 +1,26 @@
 //! `fwi batch`: many gathers to velocity maps, as many at a time as keep the device busy.
 
+use super::asked::ask;
 use super::batchdir::{BatchDir, Line};
-use super::engine::{BASE_BYTES, Engine};
+use super::engine::Engine;
 use super::gather_list::{self, Job, MapPerGather};
 use super::method::{Method, Signals, Until};
 use super::note;
-use super::options::{fields, peak_memory, same_file};
-use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
+use super::options::same_file;
+use super::prior_options::{Opened, PriorOptions, Share, StartFrom};
 use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
-use fwi::family::{self, Recipe};
+use fwi::family::Recipe;
 use fwi::invert::{Attempt, Outcome, Settings, Stage, Start, Task, bytes_per_inversion, invert_many, matrix_bytes};
-use fwi::io::{Limits, read_map};
-use fwi::prior::predict_one;
 use fwi::wave::Dispatch;
-use fwi::{Error, Propagator, Result, Survey, plot};
-use serde_json::json;
-use std::collections::{HashMap, HashSet};
+use fwi::{Error, Propagator, Result, Survey};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+mod outputs;
+
+use outputs::{conclude, line, report};
 
 /// Invert many gathers.
 #[derive(clap::Args)]
@@ -65,9 +67,6 @@ pub struct Args {
 
 /// Streams of a GPU: one computes while another's models and gathers go up and its gradients come down.
 const LANES: usize = 2;
-
-/// Most maps on the contact sheet.
-const SHEET: usize = 20;
 
 /// Everything resolved before any work.
 struct Plan {
@@ -150,12 +149,10 @@ impl Args {
         gather_list::check_names(&jobs)?;
         let open = |path: &Path| MapPerGather::open(path, jobs.len(), &survey);
         let truth = self.truth.as_deref().map(open).transpose()?;
-        let memory = memory_limit(self.engine.max_memory);
-        // priors in files get half of what there is, the inversions the rest
-        let half = memory.saturating_sub(BASE_BYTES) / 2;
-        let threads = self.engine.threads;
-        let ask = |names: Vec<String>| self.prior_options.open_for_start(&names, threads, memory, half, self.quiet);
-        let start = match (&from, from.asked(&choice).map(ask).transpose()?) {
+        let (threads, most) = (self.engine.threads, self.engine.max_memory);
+        let prior =
+            |names: Vec<String>| self.prior_options.open_for_start(&names, threads, most, Share::Half, self.quiet);
+        let start = match (&from, from.asked(&choice).map(prior).transpose()?) {
             (StartFrom::Maps(path), opened) => Starts::Maps(open(path)?, opened),
             (_, Some(opened)) => Starts::Prior(opened),
             (_, None) => Starts::Gradient,
@@ -267,44 +264,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
     conclude(&args, &plan, &engines, &dir, &tally)
 }
 
-fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize) {
-    let (n, in_flight) = (plan.jobs.len(), engines.in_flight);
-    let resumed = if before > 0 { format!(", {before} of them done before") } else { String::new() };
-    args.say(&format!("gathers: {n}{resumed}; {in_flight} at a time"));
-    let mut names: Vec<&str> = plan.recipes.keys().map(|k| &k[..]).collect();
-    names.sort_unstable();
-    match &names[..] {
-        [] => (),
-        [one] => args.say(&format!("recipe: {one}")),
-        several => args.say(&format!("recipes: by group, {}", several.join(", "))),
-    }
-    args.say(&format!("engine: {}", engines.coarse.describe()));
-    if let Some(fine) = &engines.fine {
-        args.say(&format!("engine of refined stages: {}", fine.describe()));
-    }
-    if let Some(opened) = plan.start.opened() {
-        args.say(&format!("prior: {}, {}", opened.prior.describe(), opened.memory));
-    }
-    let each = plan.each();
-    let of = |engine: &Dispatch| fields(engine, plan.stages());
-    let fields = of(&engines.coarse) + engines.fine.as_ref().map_or(0, of);
-    let inversions = each * in_flight as u64;
-    let (prior, prior_words) = match plan.start.opened() {
-        Some(opened) => (opened.bytes, format!(", {} MB for the prior", opened.bytes >> 20)),
-        None => (0, String::new()),
-    };
-    let newton = match plan.newton {
-        0 => String::new(),
-        bytes => format!(" ({} MB each for normal matrices)", bytes >> 20),
-    };
-    args.say(&format!(
-        "memory: at most {} MB, {} MB of them for fields and history, {} MB for inversions{newton}{prior_words}",
-        (BASE_BYTES + fields + inversions + prior) >> 20,
-        fields >> 20,
-        inversions >> 20
-    ));
-}
-
 /// The recipes that gathers may follow: the one asked for, or those of all groups where a prior tells the group.
 fn recipes(
     choice: &Choice,
@@ -324,25 +283,16 @@ fn recipes(
 fn load(plan: &Plan, job: &Job, threads: usize) -> Result<Task> {
     let truth = plan.truth.as_ref().map(|maps| maps.get(job, &plan.survey)).transpose()?;
     let observed = job.observe(&plan.survey)?;
-    let mut deviations = None;
-    let mut chosen = None;
     let given = match &plan.start {
         Starts::Maps(maps, _) => Some(maps.get(job, &plan.survey)?),
         _ => None,
     };
-    let start = match plan.start.opened() {
+    let (start, confidence, chosen) = match plan.start.opened() {
         Some(opened) => {
-            let predicted = predict_one(&*opened.prior, &observed)?;
-            let prediction = match &given {
-                Some(map) => predicted.of_map(map)?,
-                None => predicted,
-            };
-            let class = family::classify(&plan.survey, &observed, &prediction);
-            chosen = plan.choice.settle(Some((&class, &prediction)), plan.survey.dt)?;
-            deviations = confidence(&prediction);
-            Start::Map(given.unwrap_or_else(|| prediction.velocity.mapv(f64::from)))
+            let asked = ask(&*opened.prior, &plan.survey, &observed, given.as_ref(), &plan.choice)?;
+            (asked.start, asked.confidence, asked.chosen)
         }
-        None => given.map_or(Start::Gradient, Start::Map),
+        None => (given.map_or(Start::Gradient, Start::Map), None, None),
     };
     let attempts = match &chosen {
         Some(chosen) => plan.recipes.get(&chosen.source),
@@ -350,98 +300,10 @@ fn load(plan: &Plan, job: &Job, threads: usize) -> Result<Task> {
     };
     Ok(Task {
         truth,
-        confidence: deviations,
+        confidence,
         attempts: attempts.cloned().unwrap_or_default(),
         start_name: plan.start_name.clone(),
         threads,
         ..Task::new(observed, start)
     })
-}
-
-/// The line of an outcome; for a failure, its exit code too.
-fn line(job: &Job, outcome: &Result<Outcome>) -> (Line, Option<u8>) {
-    let about = Line { id: job.id.clone(), gather: job.path.clone(), index: job.index, ..Line::default() };
-    match outcome {
-        Ok(o) => {
-            let line = Line {
-                data_rms: Some(o.data_rms),
-                mae: o.mae,
-                evaluations: o.evaluations,
-                seconds: o.seconds,
-                stop_reason: Some(o.stop.to_string()),
-                recipe: o.kept_recipe().map(str::to_string),
-                attempts: o.attempts.clone(),
-                ..about
-            };
-            (line, None)
-        }
-        Err(e) => (Line { error: Some(e.to_string()), ..about }, Some(e.exit_code())),
-    }
-}
-
-/// The contact sheet of the first maps.
-fn sheet(plan: &Plan, dir: &BatchDir, lines: &HashMap<&str, &Line>) -> Result<()> {
-    let inverted = plan.jobs.iter().filter(|job| lines.get(&job.id[..]).is_some_and(|line| line.error.is_none()));
-    let (mut maps, mut captions) = (vec![], vec![]);
-    for job in inverted.take(SHEET) {
-        maps.push(read_map(dir.map(&job.id), plan.survey.map_shape(), &Limits::default())?);
-        captions.push(job.id.clone());
-    }
-    if maps.is_empty() {
-        return Ok(());
-    }
-    let views: Vec<_> = maps.iter().map(|m| m.view()).collect();
-    let stack = ndarray::stack(ndarray::Axis(0), &views).expect("maps of one shape");
-    dir.write_sheet(&plot::contact_sheet(stack.view(), &captions)?)
-}
-
-/// Writes what is about all gathers and says how it ended; the exit code is the first failure's, by the gathers' order.
-fn conclude(args: &Args, plan: &Plan, engines: &Engines, dir: &BatchDir, tally: &Tally) -> Result<ExitCode> {
-    let lines = tally.lines();
-    sheet(plan, dir, &lines.iter().map(|line| (&line.id[..], line)).collect())?;
-    let failed: HashSet<&str> = lines.iter().filter(|l| l.error.is_some()).map(|l| &l.id[..]).collect();
-    let mean = |number: fn(&Line) -> Option<f64>| {
-        let all: Vec<f64> = lines.iter().filter_map(number).collect();
-        (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
-    };
-    let devices = engines.coarse.statistics().into_iter().chain(engines.fine.iter().flat_map(|f| f.statistics()));
-    let devices: Vec<_> = devices
-        .map(|d| {
-            json!({
-                "device": d.device,
-                "lost": d.lost,
-                "busy": d.busy,
-                "evaluations": d.requests,
-                "evaluations_a_call": d.mean_batch,
-            })
-        })
-        .collect();
-    let (rms, mae) = (mean(|l| l.data_rms), mean(|l| l.mae));
-    dir.write_summary(&json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "inputs": args.inputs.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
-        "gathers": lines.len(),
-        "inverted": lines.len() - failed.len(),
-        "failed": failed.len(),
-        "mean_data_rms": rms,
-        "mean_mae": mae,
-        "evaluations": lines.iter().map(|l| l.evaluations).sum::<u64>(),
-        "start": plan.start_name,
-        "prior": plan.start.opened().map(|opened| opened.prior.describe()),
-        "in_flight": engines.in_flight,
-        "last_run": {
-            "gathers": tally.added(),
-            "seconds": tally.seconds(),
-            "gathers_per_hour": tally.per_hour(),
-            "peak_memory_bytes": peak_memory(),
-            "devices": devices,
-        },
-        "recipes": plan.recipes.iter().map(|(k, v)| (k, v.iter().map(|a| &a.settings.stages).collect())).collect::<HashMap<_, Vec<_>>>(),
-        "settings": plan.settings,
-    }))?;
-    let rms = rms.map_or(String::new(), |r| format!(", mean data rms {r:.3e}"));
-    let mae = mae.map_or(String::new(), |m| format!(", mean MAE {m:.2} m/s"));
-    let failures = if failed.is_empty() { String::new() } else { format!(", {} failed", failed.len()) };
-    args.say(&format!("{} gathers{failures}{rms}{mae}; wrote {}", lines.len(), args.output.display()));
-    Ok(tally.first_failure().map_or(ExitCode::SUCCESS, ExitCode::from))
 }

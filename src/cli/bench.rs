@@ -1,5 +1,6 @@
 //! `fwi bench families`: whole inversions of modelled or given gathers whose maps are known, by family.
 
+use super::asked::{Asked, ask};
 use super::bench_file::CaseFile;
 use super::bench_table::{Watch, show};
 use super::engine::{BASE_BYTES, Engine};
@@ -7,15 +8,14 @@ use super::evaluate::{parse_maps, read_maps};
 use super::method::Signals;
 use super::note;
 use super::options::{check_apart, larger_fields, parse_duration, parse_pairs};
-use super::prior_options::{Opened, PriorOptions, StartFrom, confidence, memory_limit};
-use super::recipe_choice::{Choice, kept, load, without_recipe};
+use super::prior_options::{Opened, PriorOptions, Share, StartFrom};
+use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use clap::Subcommand;
 use fwi::family::bench::{Case, Coverage};
-use fwi::family::{Ingredient, Recipe, classify};
+use fwi::family::{Ingredient, Recipe};
 use fwi::invert::{Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, matrix_bytes};
 use fwi::io::{Gathers, Limits};
 use fwi::misfit::L2;
-use fwi::prior::{Prediction, predict_one};
 use fwi::synth::draw;
 use fwi::{Error, Family, Gather, Model, Observed, Propagator, Result, Survey};
 use ndarray::Array2;
@@ -204,10 +204,8 @@ fn families(args: &Families) -> Result<ExitCode> {
             return Err(Error::Usage(format!("--start {}: is neither \"prior\" nor \"gradient\"", map.display())));
         }
         StartFrom::Priors(names) => {
-            // priors in files get half of what there is, the inversions the rest
-            let memory = memory_limit(args.engine.max_memory);
-            let half = memory.saturating_sub(BASE_BYTES) / 2;
-            Some(args.prior_options.open_for_start(&names, args.engine.threads, memory, half, args.quiet)?)
+            let (threads, most) = (args.engine.threads, args.engine.max_memory);
+            Some(args.prior_options.open_for_start(&names, threads, most, Share::Half, args.quiet)?)
         }
     };
     let bench = Bench {
@@ -268,10 +266,8 @@ impl Bench<'_> {
     }
 
     /// How a gather is inverted: recipes to be tried one after the other.
-    fn attempts(&self, observed: &Observed, prediction: Option<&Prediction>) -> Result<Vec<Attempt>> {
+    fn attempts(&self, chosen: Option<Chosen>) -> Result<Vec<Attempt>> {
         let settings = self.settings();
-        let class = prediction.map(|p| classify(&self.survey, observed, p));
-        let chosen = self.choice.settle(class.as_ref().zip(prediction), self.survey.dt)?;
         let Some(chosen) = chosen else { return Ok(without_recipe(&settings)) };
         let less = |recipe: Recipe| recipe.without(&self.args.without);
         let chain = less(chosen.recipe)?.chain(self.survey.dt)?;
@@ -291,15 +287,16 @@ impl Bench<'_> {
             None => self.modelling.forward(&[Model::from_map(truth.clone())])?.remove(0),
         };
         let observed = Observed::new(gather);
-        let prediction = self.prior.as_ref().map(|p| predict_one(&*p.prior, &observed)).transpose()?;
-        let attempts = self.attempts(&observed, prediction.as_ref())?;
-        let first = match &prediction {
-            Some(p) if !self.args.without.contains(&Ingredient::PriorStart) => {
-                let start = Start::Map(p.velocity.mapv(f64::from));
-                FirstStart { start, name: "prior".into(), confidence: confidence(p) }
+        let ask = |opened: &Opened| ask(&*opened.prior, &self.survey, &observed, None, &self.choice);
+        let gradient = FirstStart { start: Start::Gradient, name: "gradient".into(), confidence: None };
+        let (first, chosen) = match self.prior.as_ref().map(ask).transpose()? {
+            Some(asked) if self.args.without.contains(&Ingredient::PriorStart) => (gradient, asked.chosen),
+            Some(Asked { start, confidence, chosen, .. }) => {
+                (FirstStart { start, name: "prior".into(), confidence }, chosen)
             }
-            _ => FirstStart { start: Start::Gradient, name: "gradient".into(), confidence: None },
+            None => (gradient, self.choice.settle(None, self.survey.dt)?),
         };
+        let attempts = self.attempts(chosen)?;
         self.check_memory(&attempts)?;
         let evaluation_seconds = self.time_evaluation(&first.start, &observed)?;
         let make = |settings: &Settings| self.inversion(&observed, truth, settings);

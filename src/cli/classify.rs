@@ -2,7 +2,7 @@
 
 use super::gather_list;
 use super::options::{parse_size, parse_threads};
-use super::prior_options::{PriorOptions, StartFrom, memory_limit};
+use super::prior_options::{PriorOptions, Share, StartFrom};
 use super::{note, tell};
 use fwi::family::classify;
 use fwi::prior::predict_one;
@@ -34,7 +34,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let survey = Survey::openfwi();
     let jobs = gather_list::list(&args.gathers, &survey)?;
     let names = StartFrom::priors(&args.prior)?;
-    let opened = args.options.open(&names, args.threads, memory_limit(args.max_memory), false)?;
+    let opened = args.options.open(&names, args.threads, args.max_memory, Share::Whole, false)?;
     note(format_args!("prior: {}", opened.prior.describe()));
     let width = jobs.iter().map(|j| j.id.chars().count()).max().unwrap_or(0).max(6);
     tell(format_args!("{:width$}  {:14} {:>5}  {:12} {:>5}  mirror rms", "gather", "group", "", "family", ""))?;

@@ -1,9 +1,9 @@
 //! `fwi prior evaluate`: how far a prior's maps are from true ones, by family, and how well gathers are classified.
 
-use super::engine::{BASE_BYTES, Engine};
+use super::engine::Engine;
 use super::note;
 use super::options::{check_apart, usable};
-use super::prior_options::{PriorOptions, StartFrom, memory_limit, side_by_side};
+use super::prior_options::{PriorOptions, Share, StartFrom, side_by_side};
 use super::tell;
 use fwi::family::{Classification, Group, classify};
 use fwi::io::{Limits, Maps, write_atomic};
@@ -73,10 +73,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let names = StartFrom::priors(&args.prior)?;
     check_outputs(args)?;
-    // priors in files get half of what there is, modelling the rest
-    let memory = memory_limit(args.engine.max_memory);
-    let half = memory.saturating_sub(BASE_BYTES) / 2;
-    let opened = args.options.open_within(&names, args.engine.threads, memory, half, false)?;
+    let opened = args.options.open(&names, args.engine.threads, args.engine.max_memory, Share::Half, false)?;
     note(format_args!("prior: {}", opened.prior.describe()));
     let engine = args.engine.with_budget(args.engine.budget()?.saturating_sub(opened.bytes));
     let propagator = engine.propagator(survey.clone())?;

@@ -1,12 +1,13 @@
 //! `fwi invert`: one gather to a velocity map with figures, result and log.
 
+use super::asked::ask;
 use super::engine::{BASE_BYTES, Engine};
 use super::explain::explain;
 use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Monitor};
 use super::note;
 use super::options::{larger_fields, observe, parse_noise, same_file};
-use super::prior_options::{PriorOptions, StartFrom, confidence, expected_error, memory_limit};
+use super::prior_options::{PriorOptions, Share, StartFrom};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use super::rundir::{Origin, RunDir};
 use fwi::family::Recipe;
@@ -15,8 +16,7 @@ use fwi::invert::{
     resume_with_fallbacks,
 };
 use fwi::io::{Limits, read_map};
-use fwi::prior::predict_one;
-use fwi::{Error, Observed, Propagator, Result, Survey, family};
+use fwi::{Error, Observed, Propagator, Result, Survey};
 use ndarray::Array2;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -150,33 +150,30 @@ impl Args {
     /// The start that priors predict, or what they make of the one that is given, and what the result tells about them. They are
     /// gone before the inversion begins.
     fn predict(&self, names: &[String], plan: &Plan) -> Result<Beginning> {
-        let memory = memory_limit(self.engine.max_memory);
-        let processes = memory.saturating_sub(BASE_BYTES);
-        let opened = self.prior_options.open_for_start(names, self.engine.threads, memory, processes, self.quiet)?;
+        let (threads, most) = (self.engine.threads, self.engine.max_memory);
+        let opened = self.prior_options.open_for_start(names, threads, most, Share::Whole, self.quiet)?;
         self.say(&format!("prior: {}", opened.prior.describe()));
         self.say(&format!("memory: {} for the prior, before the inversion", opened.memory));
-        let predicted = predict_one(&*opened.prior, &plan.observed)?;
-        let expected_mae = expected_error(&predicted).filter(|_| plan.start.is_none());
-        let prediction = match &plan.start {
-            Some(Start::Map(map)) => predicted.of_map(map)?,
-            _ => predicted,
+        let given = match &plan.start {
+            Some(Start::Map(map)) => Some(map),
+            _ => None,
         };
-        let class = family::classify(&plan.survey, &plan.observed, &prediction);
-        let chosen = plan.choice.settle(Some((&class, &prediction)), plan.survey.dt)?;
+        let asked = ask(&*opened.prior, &plan.survey, &plan.observed, given, &plan.choice)?;
+        let class = &asked.class;
         let probabilities: serde_json::Map<String, serde_json::Value> =
             class.families.iter().map(|(f, q)| (f.to_string(), json!(q))).collect();
         let said = json!({
             "description": opened.prior.describe(),
-            "expected_mae": expected_mae,
+            "expected_mae": asked.expected_mae,
             "family": class.family.name(),
             "group": class.group.name(),
             "families": probabilities,
         });
         let name = plan.from.name();
-        let recipe = chosen.as_ref().map(|c| c.source.clone());
+        let recipe = asked.chosen.as_ref().map(|c| c.source.clone());
         let origin = Origin { start: name.clone(), prior: Some(said), recipe };
-        let start = plan.start.clone().unwrap_or_else(|| Start::Map(prediction.velocity.mapv(f64::from)));
-        Ok(Beginning { first: FirstStart { start, name, confidence: confidence(&prediction) }, origin, chosen })
+        let first = FirstStart { start: asked.start, name, confidence: asked.confidence };
+        Ok(Beginning { first, origin, chosen: asked.chosen })
     }
 
     /// The recipe of a run that is resumed: what it followed, unless something else is asked for.

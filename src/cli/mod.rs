@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand; arguments are resolved into a plan before any work begins.
 
+mod asked;
 mod batch;
 mod batchdir;
 mod bench;

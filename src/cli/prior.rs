@@ -4,7 +4,7 @@ use super::gather_list::{self, Job};
 use super::method::Signals;
 use super::options::{check_apart, parse_size, parse_threads};
 use super::prior_options::{
-    PriorOptions, RuntimeOptions, StartFrom, expected_error, families, memory_limit, side_by_side,
+    PriorOptions, RuntimeOptions, Share, StartFrom, expected_error, families, memory_limit, side_by_side,
 };
 use super::{note, tell};
 use clap::Subcommand;
@@ -53,7 +53,7 @@ struct Predict {
     /// Gathers (5, 1000, 70), stacks of them, or directories of .npy gathers
     #[arg(required = true, value_name = "GATHER")]
     gathers: Vec<PathBuf>,
-    /// Maps in m/s, .npy or .h5: (70, 70) for one gather, else (n, 70, 70)
+    /// Maps in m/s, .npy or .h5: (70, 70) for one gather, else (n, 70, 70), not-a-number where a gather cannot be read
     #[arg(short, long, value_name = "MAPS")]
     output: PathBuf,
     /// Where the errors go that the prior expects in every cell, m/s, in the maps' shape
@@ -160,7 +160,7 @@ fn predict(args: &Predict) -> Result<ExitCode> {
     let jobs = gather_list::list(&args.gathers, &survey)?;
     check_outputs(args, &jobs)?;
     let names = StartFrom::priors(&args.prior)?;
-    let opened = args.options.open(&names, args.threads, memory_limit(args.max_memory), args.quiet)?;
+    let opened = args.options.open(&names, args.threads, args.max_memory, Share::Whole, args.quiet)?;
     args.say(&format!("prior: {}", opened.prior.describe()));
     args.say(&format!("memory: {} for the prior", opened.memory));
     let threads = match args.threads {
@@ -169,35 +169,60 @@ fn predict(args: &Predict) -> Result<ExitCode> {
     };
     let signals = Signals::install()?;
     let mut sink = Sink::create(args, jobs.len(), &survey)?;
-    let mut seconds = 0.0;
+    let (mut seconds, mut failed, mut code, mut last) = (0.0, 0, None, None);
     for block in jobs.chunks(threads) {
         let since = Instant::now();
         let predicted = predict_block(&*opened.prior, block, &survey);
         seconds += since.elapsed().as_secs_f64();
         for (job, outcome) in block.iter().zip(predicted) {
-            let prediction = outcome?;
-            args.tell_prediction(job, &prediction)?;
-            sink.take(args, job, prediction)?;
+            match outcome? {
+                Ok(prediction) => {
+                    args.tell_prediction(job, &prediction)?;
+                    sink.take(args, job, prediction)?;
+                }
+                // the others keep their places
+                Err(unread) => {
+                    // the last one of none that could be read ends all
+                    if failed + 1 < jobs.len() {
+                        note(format_args!("error: {unread}"));
+                    }
+                    failed += 1;
+                    sink.skip()?;
+                    code = code.or(Some(unread.exit_code()));
+                    last = Some(unread);
+                }
+            }
         }
         if signals.stop.load(Ordering::Relaxed) {
             return Err(signals.interruption(None));
         }
     }
-    sink.finish(args)?;
     let n = jobs.len();
+    if let Some(unread) = last.filter(|_| failed == n) {
+        return Err(unread);
+    }
+    sink.finish(args)?;
     args.say(&format!("{:.3} s a prediction, reading included ({n} in {seconds:.1} s)", seconds / n as f64));
-    args.say(&format!("wrote {}", args.output.display()));
-    Ok(ExitCode::SUCCESS)
+    let failures = match failed {
+        0 => String::new(),
+        _ => format!("; not-a-number for {failed} of {n} gathers, which could not be read"),
+    };
+    args.say(&format!("wrote {}{failures}", args.output.display()));
+    Ok(ExitCode::from(code.unwrap_or(0)))
 }
 
-/// Reads and predicts a few gathers side by side.
-fn predict_block(prior: &dyn Prior, jobs: &[Job], survey: &Survey) -> Vec<Result<Prediction>> {
+/// Reads and predicts a few gathers side by side. One that cannot be read is no failure of the prior.
+fn predict_block(prior: &dyn Prior, jobs: &[Job], survey: &Survey) -> Vec<Result<Result<Prediction>>> {
     let one = |job: &Job| {
-        let observed = job.observe(survey)?;
-        predict_one(prior, &observed).map_err(|e| match e {
+        let observed = match job.observe(survey) {
+            Ok(observed) => observed,
+            Err(unread) => return Ok(Err(unread)),
+        };
+        let predicted = predict_one(prior, &observed).map_err(|e| match e {
             Error::Input { path, problem } => Error::Input { path, problem: format!("{problem} (gather {})", job.id) },
             other => other,
-        })
+        });
+        predicted.map(Ok)
     };
     side_by_side(jobs, one)
 }
@@ -278,6 +303,14 @@ impl Sink {
         }
     }
 
+    /// In place of one of many that could not be read, not-a-number.
+    fn skip(&mut self) -> Result<()> {
+        let Some((maps, errors)) = &mut self.many else { return Ok(()) };
+        let nothing = Array2::from_elem(Survey::openfwi().map_shape(), f32::NAN);
+        maps.append(nothing.view())?;
+        errors.as_mut().map_or(Ok(()), |errors| errors.append(nothing.view()))
+    }
+
     fn finish(self, args: &Predict) -> Result<()> {
         let survey = Survey::openfwi();
         if let Some(p) = &self.one {
@@ -292,6 +325,7 @@ impl Sink {
         }
         let Some(png) = &args.png else { return Ok(()) };
         let figure = match &self.shown[..] {
+            [] => return Ok(()),
             [(_, map)] => plot::map_figure(map.view(), survey.dx, None, None)?,
             several => {
                 let views: Vec<_> = several.iter().map(|(_, m)| m.view()).collect();

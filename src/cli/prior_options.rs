@@ -141,6 +141,15 @@ pub fn memory_limit(max_memory: Option<u64>) -> u64 {
     max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| (free / 2).min(8 << 30)))
 }
 
+/// Which part of the memory priors in processes of their own may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// All of it: they are alone, or gone before the work begins.
+    Whole,
+    /// Half: what else computes needs the rest.
+    Half,
+}
+
 /// A prior that is ready.
 pub struct Opened {
     /// The prior.
@@ -159,43 +168,24 @@ enum Ready {
 }
 
 impl PriorOptions {
-    /// Opens priors by name or file, those in the binary in this process, files in processes of their own. Together
-    /// with this process they take at most `memory` bytes.
-    pub fn open(&self, names: &[String], threads: usize, memory: u64, quiet: bool) -> Result<Opened> {
-        self.open_within(names, threads, memory, memory.saturating_sub(BASE_BYTES), quiet)
-    }
-
-    /// [`open`](Self::open) for the start of an inversion, which can do without; `processes` bytes of the memory are for
-    /// processes of their own.
-    pub fn open_for_start(
+    /// Opens priors by name or file, those in the binary in this process, files in processes of their own. Together with this
+    /// process they take at most `most` bytes (see [`memory_limit`]), processes of their own `share` of them.
+    pub fn open(
         &self,
         names: &[String],
         threads: usize,
-        memory: u64,
-        processes: u64,
+        most: Option<u64>,
+        share: Share,
         quiet: bool,
     ) -> Result<Opened> {
-        self.open_within(names, threads, memory, processes, quiet).map_err(|e| match e {
-            Error::Memory(what) => Error::Memory(format!("{what}; or take --start gradient")),
-            other => other,
-        })
-    }
-
-    /// [`open`](Self::open) with `processes` bytes of the memory for processes of their own.
-    pub fn open_within(
-        &self,
-        names: &[String],
-        threads: usize,
-        memory: u64,
-        processes: u64,
-        quiet: bool,
-    ) -> Result<Opened> {
+        let memory = memory_limit(most);
+        let processes = memory.saturating_sub(BASE_BYTES) / if share == Share::Half { 2 } else { 1 };
         let found = names.iter().map(|name| registry::find(name)).collect::<Result<Vec<_>>>()?;
         let files = found.iter().filter(|f| cfg!(unix) && matches!(f, Found::Files(_))).count() as u64;
-        let share = processes / files.max(1);
+        let each = processes / files.max(1);
         let mut priors: Vec<Box<dyn Prior>> = vec![];
         for found in found {
-            let ready = self.runtime.network(found, threads, share, quiet)?;
+            let ready = self.runtime.network(found, threads, each, quiet)?;
             let augment = ready.info().augment();
             let prior: Box<dyn Prior> = match ready {
                 Ready::Here(network) => Box::new(network),
@@ -223,7 +213,7 @@ impl PriorOptions {
                 memory >> 20
             )));
         }
-        let apart = share * files;
+        let apart = each * files;
         let total = bytes + apart;
         let memory = match files {
             0 => format!("about {} MB", bytes >> 20),
@@ -231,6 +221,21 @@ impl PriorOptions {
             n => format!("at most {} MB, {} MB of them in {n} processes of their own", total >> 20, apart >> 20),
         };
         Ok(Opened { prior, bytes: total, memory })
+    }
+
+    /// [`open`](Self::open) for the start of an inversion, which can do without.
+    pub fn open_for_start(
+        &self,
+        names: &[String],
+        threads: usize,
+        most: Option<u64>,
+        share: Share,
+        quiet: bool,
+    ) -> Result<Opened> {
+        self.open(names, threads, most, share, quiet).map_err(|e| match e {
+            Error::Memory(what) => Error::Memory(format!("{what}; or take --start gradient")),
+            other => other,
+        })
     }
 }
 
