@@ -20,3 +20,7 @@ mkdir -p out/tiny/held-out out/tiny/unlabelled
 "$fwi" prior predict "$here/../examples/data/gather.npy" --prior out/tiny/prior/model.onnx -o out/tiny/predicted.npy
 # a prior that was exported can be trained on
 "$python" -m recipe.train configs/tiny.toml --start out/tiny/prior/model.onnx --out out/tiny-on --samples 640
+# and all of it at once, as on a machine with a GPU
+sed 's#out/tiny/#out/tiny-together/#; s#out/tiny"#out/tiny-together"#' configs/tiny.toml > out/tiny-together.toml
+"$python" -m recipe.together out/tiny-together.toml out/tiny-together/prior --minutes 0.5 --fwi "$fwi"
+"$fwi" prior inspect out/tiny-together/prior/model.onnx

@@ -7,6 +7,10 @@ for a fifth of a gather's cost.
 
 import glob
 import json
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +18,10 @@ import torch
 
 MIRRORED = (4, 3, 5, 1, 0)
 """Where each shot of the mirrored map lies among the five shots and the mirrored map's middle shot."""
+
+
+LARGE = 8000
+"""Samples in a block that is joined with no other."""
 
 
 @dataclass
@@ -28,9 +36,13 @@ class Samples:
     def __len__(self):
         return len(self.velocity)
 
+    def columns(self):
+        return self.tokens, self.velocity, self.family
 
-def read_hdf5(path, every):
-    """Samples of a file that `fwi synth --middle-flip` wrote; `every` is the decimation that the network wants."""
+
+def arrays_of(path, every):
+    """The columns of `Samples` as arrays, from a file that `fwi synth --middle-flip` wrote; `every` is the decimation that the
+    network wants."""
     import h5py
     import numpy as np
 
@@ -43,55 +55,82 @@ def read_hdf5(path, every):
             raise SystemExit(f"{path}: has no middle shot of the mirrored maps; synthesise it with --middle-flip")
         step = every // stored
         shots = np.concatenate([f["gather"][:, :, ::step], f["flipped_middle"][:, ::step][:, None]], axis=1)
-        tokens = torch.from_numpy(shots.astype(np.float16)).permute(0, 3, 1, 2).contiguous()
-        velocity = torch.from_numpy(f["velocity"][:].astype(np.float32)).reshape(-1, 70, 70)
-        return Samples(tokens, velocity, torch.from_numpy(f["family"][:].astype(np.int64)))
+        tokens = np.ascontiguousarray(shots.astype(np.float16).transpose(0, 3, 1, 2))
+        velocity = f["velocity"][:].astype(np.float32).reshape(-1, 70, 70)
+        return tokens, velocity, f["family"][:].astype(np.int64)
+
+
+def read_hdf5(path, every):
+    """All samples of a file, see `arrays_of`."""
+    return Samples(*map(torch.from_numpy, arrays_of(path, every)))
 
 
 class Pool:
-    """All samples of the files that match a pattern; files that appear later are taken in by `refresh`."""
+    """All samples of the files that match a pattern, in the memory of a device. Files that appear later are taken in by `refresh`: other
+    processes read and inflate them while training goes on. What is added to a file that has been read is not."""
 
-    def __init__(self, pattern, every, seed, read=read_hdf5):
-        self.pattern, self.every, self.read = pattern, every, read
-        self.files, self.parts = [], []
+    def __init__(self, pattern, every, seed, device="cpu"):
+        self.pattern, self.every, self.device = pattern, every, device
+        self.blocks, self.files, self.reading = [], set(), []
         self.random = torch.Generator().manual_seed(seed)
-        self.refresh()
-        if not self.parts:
+        # processes that are forked would inherit the threads of this one; Ctrl-C is for this one alone
+        spawn = multiprocessing.get_context("spawn")
+        readers = min(8, max(1, (os.cpu_count() or 2) // 2))
+        self.readers = ProcessPoolExecutor(readers, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        try:
+            self.refresh()
+            while self.reading:
+                self.take(self.reading.pop(0))
+        except BaseException:
+            self.close()
+            raise
+        if not self.blocks:
+            self.close()
             raise SystemExit(f"{pattern}: no such file; make one with fwi synth")
 
+    def close(self):
+        """Ends the reading."""
+        self.readers.shutdown(wait=False, cancel_futures=True)
+
     def __len__(self):
-        return sum(map(len, self.parts))
+        return sum(map(len, self.blocks))
 
     def refresh(self):
-        for path in sorted(glob.glob(str(Path(self.pattern)))):
-            if path not in self.files:
-                self.parts.append(self.read(path, self.every))
-                self.files.append(path)
+        """Takes in what has been read, and has new files read."""
+        done = [part for part in self.reading if part.done()]
+        self.reading = [part for part in self.reading if part not in done]
+        for part in done:
+            self.take(part)
+        for path in sorted(set(glob.glob(str(Path(self.pattern)))) - self.files):
+            self.files.add(path)
+            self.reading.append(self.readers.submit(arrays_of, path, self.every))
 
-    def add(self, samples):
-        """Takes in samples made elsewhere, such as pseudo-labels."""
-        self.parts.append(samples)
+    def take(self, part):
+        samples = Samples(*(torch.from_numpy(array).to(self.device) for array in part.result()))
+        # a few large blocks are drawn from faster than many small ones; larger ones would take too much while they are joined
+        while self.blocks and len(self.blocks[-1]) <= len(samples) <= LARGE:
+            last = self.blocks.pop()
+            samples = Samples(*(torch.cat(pair) for pair in zip(last.columns(), samples.columns())))
+        self.blocks.append(samples)
 
     def batch(self, size):
-        """A random batch, each sample mirrored with probability 1/2: tokens (n, 70, 5, T) f32, velocity (n, 1, 70, 70),
-        family (n,)."""
-        sizes = torch.tensor([len(p) for p in self.parts])
-        ends = sizes.cumsum(0)
-        picks = torch.randint(int(ends[-1]), (size,), generator=self.random)
-        flips = torch.rand(size, generator=self.random) < 0.5
-        parts = torch.searchsorted(ends, picks, right=True)
-        tokens, velocity, family = [], [], []
-        for part, pick, flip in zip(parts.tolist(), picks.tolist(), flips.tolist()):
-            i = pick - int(ends[part] - sizes[part])
-            chosen = self.parts[part]
-            tokens.append(mirror(chosen.tokens[i]) if flip else chosen.tokens[i, :, :5])
-            velocity.append(chosen.velocity[i].flip(1) if flip else chosen.velocity[i])
-            family.append(chosen.family[i])
-        return torch.stack(tokens).float(), torch.stack(velocity).unsqueeze(1), torch.stack(family)
+        """Samples drawn with replacement, each mirrored with probability 1/2: tokens (n, 70, 5, T) f32, velocity
+        (n, 1, 70, 70), family (n,)."""
+        picks = torch.randint(len(self), (size,), generator=self.random)
+        flip = (torch.rand(size, generator=self.random) < 0.5).to(self.device)
+        parts, begin = [], 0
+        for block in self.blocks:
+            here = (picks[(picks >= begin) & (picks < begin + len(block))] - begin).to(self.device)
+            parts.append([column[here] for column in block.columns()])
+            begin += len(block)
+        tokens, velocity, family = (torch.cat(columns) for columns in zip(*parts))
+        tokens = torch.where(flip[:, None, None, None], mirror(tokens), tokens[:, :, :5])
+        velocity = torch.where(flip[:, None, None], velocity.flip(2), velocity)
+        return tokens.float(), velocity.unsqueeze(1), family
 
 
 def mirror(tokens):
-    """The gather of the mirrored map: (70, 6, T) to (70, 5, T). The last shot is stored as it was modelled on that map."""
-    turned = tokens.flip(0)[:, MIRRORED]
-    turned[:, 2] = tokens[:, 5]
+    """The gathers of the mirrored maps: (n, 70, 6, T) to (n, 70, 5, T). The last shot is stored as it was modelled on them."""
+    turned = tokens.flip(1)[:, :, MIRRORED]
+    turned[:, :, 2] = tokens[:, :, 5]
     return turned

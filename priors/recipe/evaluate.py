@@ -7,12 +7,13 @@ from .model import FAMILIES
 
 @torch.no_grad()
 def predict(model, tokens, batch=50):
-    """Maps (n, 70, 70), predicted errors and logits of tokens (n, 70, 5 or 6, T)."""
+    """Maps (n, 70, 70), predicted errors and logits of tokens (n, 70, 5 or 6, T), on the CPU wherever the network is."""
+    device = next(model.parameters()).device
     model.eval()
     parts = []
     for i in range(0, len(tokens), batch):
-        outputs = model.body(*model.inputs(tokens[i : i + batch, :, :5].float()))
-        parts.append([outputs[0].squeeze(1), outputs[1].squeeze(1), outputs[2]])
+        outputs = model.body(*model.inputs(tokens[i : i + batch, :, :5].to(device).float()))
+        parts.append([outputs[0].squeeze(1).cpu(), outputs[1].squeeze(1).cpu(), outputs[2].cpu()])
     model.train()
     return [torch.cat(column) for column in zip(*parts)]
 

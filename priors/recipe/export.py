@@ -86,6 +86,21 @@ def manifest(name, config, digest, factor):
     return "\n".join(lines) + "\n"
 
 
+def publish(model_file, folder, config, pattern=None):
+    """Writes the model of a training run with its manifest to a folder, calibrated on the files of a pattern."""
+    saved = torch.load(model_file, map_location="cpu")
+    model = Prior(Shape(**saved["shape"]))
+    model.load_state_dict(saved["weights"])
+    factor = calibrate(model, pattern) if pattern else 1.0
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    deviation = export(model, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.toml").write_text(manifest(folder.resolve().name, config, digest, factor))
+    checked = "not checked (no onnxruntime)" if deviation is None else f"within {deviation:.2g} m/s of the network"
+    print(f"wrote {path}: {path.stat().st_size / 2**20:.1f} MiB, {checked}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path, help="model.pt of a training run")
@@ -93,18 +108,7 @@ def main():
     parser.add_argument("--config", type=Path, required=True, help="the run's configuration, for the card")
     parser.add_argument("--calibrate", metavar="PATTERN", help="files of fwi synth to calibrate families and errors on")
     args = parser.parse_args()
-    saved = torch.load(args.model, map_location="cpu")
-    model = Prior(Shape(**saved["shape"]))
-    model.load_state_dict(saved["weights"])
-    factor = calibrate(model, args.calibrate) if args.calibrate else 1.0
-    args.folder.mkdir(parents=True, exist_ok=True)
-    path = args.folder / "model.onnx"
-    deviation = export(model, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    config = tomllib.loads(args.config.read_text())
-    (args.folder / "manifest.toml").write_text(manifest(args.folder.resolve().name, config, digest, factor))
-    checked = "not checked (no onnxruntime)" if deviation is None else f"within {deviation:.2g} m/s of the network"
-    print(f"wrote {path}: {path.stat().st_size / 2**20:.1f} MiB, {checked}")
+    publish(args.model, args.folder, tomllib.loads(args.config.read_text()), args.calibrate)
 
 
 if __name__ == "__main__":

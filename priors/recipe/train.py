@@ -24,6 +24,10 @@ from .model import Prior, Shape
 from .restore import restore
 
 
+REFRESH = 2.0
+"""Seconds after which new files are looked for."""
+
+
 class Master:
     """An f32 copy of a bfloat16 network, and the optimisers that move it."""
 
@@ -109,16 +113,28 @@ def save(path, content):
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def train(config, read=read_hdf5):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def device_of():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def train(config):
+    shape = Shape(**config["shape"])
+    # samples lie where the network is, unless the configuration says pool = "cpu"
+    pool = Pool(config["data"], shape.every, config["seed"], config.get("pool", device_of()))
+    try:
+        train_on(pool, shape, config)
+    finally:
+        pool.close()
+
+
+def train_on(pool, shape, config):
+    device = device_of()
     torch.manual_seed(config["seed"])
     out = Path(config["out"])
     out.mkdir(parents=True, exist_ok=True)
-    shape = Shape(**config["shape"])
-    pool = Pool(config["data"], shape.every, config["seed"], read)
-    held_out = [read(path, shape.every) for path in config["held_out"]]
+    held_out = [read_hdf5(path, shape.every) for path in config["held_out"]]
     model = Prior(shape)
-    model.standardise(pool.batch(min(512, len(pool)))[0])
+    model.standardise(pool.batch(min(512, len(pool)))[0].cpu())
     checkpoint = out / "checkpoint.pt"
     if "start" in config and not checkpoint.exists():
         restore(model, Path(config["start"]))
@@ -126,14 +142,18 @@ def train(config, read=read_hdf5):
     master = Master(model, config)
     state = {"samples": 0, "seconds": 0.0, "steps": 0}
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device)
+        saved = torch.load(checkpoint, map_location="cpu")
         master.load(saved["master"])
         model.mean.copy_(saved["mean"])
         model.scale.copy_(saved["scale"])
         state = saved["state"]
         pool.random.manual_seed(config["seed"] + state["steps"])
         print(f"going on after {state['samples']} samples", flush=True)
-    inputs = torch.compile(model.inputs) if config.get("compile") else model.inputs
+    inputs, body = model.inputs, model.body
+    if config.get("compile"):
+        inputs = torch.compile(model.inputs)
+        # on a CPU, oneDNN's products and convolutions are as fast without
+        body = torch.compile(model.body) if device == "cuda" else model.body
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million weights, {len(pool)} samples, {device}", flush=True)
 
     def progress():
@@ -144,13 +164,14 @@ def train(config, read=read_hdf5):
         content = {"master": master.state(), "mean": model.mean, "scale": model.scale, "state": state, "shape": asdict(shape)}
         save(checkpoint, content)
 
-    began, told, maes = time.time(), time.time(), []
+    began = told = refreshed = time.time()
+    maes = []
     while progress() < 1.0:
         tokens, velocity, family = (a.to(device) for a in pool.batch(config["batch"]))
         features, surface = (a.to(torch.bfloat16) for a in inputs(tokens))
         # every other column at first, the even ones or the odd ones: half the work
         columns = slice(state["steps"] % 2, None, 2) if progress() < config["coarse_until"] else slice(None)
-        outputs = model.body(features[:, columns], surface, columns)
+        outputs = body(features[:, columns], surface, columns)
         loss, mae = loss_of(outputs, velocity[..., columns], family)
         if not math.isfinite(loss.item()):
             raise SystemExit("the loss is not finite; lower the learning rates and start from the checkpoint")
@@ -166,7 +187,9 @@ def train(config, read=read_hdf5):
             rate = len(maes) * config["batch"] / (now - told)
             print(f"{100 * progress():5.1f}%  {state['samples']:8d} samples  {rate:5.1f}/s  MAE {sum(maes) / len(maes):6.1f}", flush=True)
             told, maes = now, []
+        if now - refreshed > REFRESH:
             pool.refresh()
+            refreshed = now
         if state["steps"] % config["check_every"] == 0:
             keep()
             print(table(evaluate(master.averaged(), held_out)), flush=True)
