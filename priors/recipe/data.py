@@ -19,7 +19,6 @@ import torch
 MIRRORED = (4, 3, 5, 1, 0)
 """Where each shot of the mirrored map lies among the five shots and the mirrored map's middle shot."""
 
-
 LARGE = 8000
 """Samples in a block that is joined with no other."""
 
@@ -81,12 +80,11 @@ class Pool:
             self.refresh()
             while self.reading:
                 self.take(self.reading.pop(0))
+            if not self.blocks:
+                raise SystemExit(f"{pattern}: no such file; make one with fwi synth")
         except BaseException:
             self.close()
             raise
-        if not self.blocks:
-            self.close()
-            raise SystemExit(f"{pattern}: no such file; make one with fwi synth")
 
     def close(self):
         """Ends the reading."""

@@ -7,7 +7,7 @@ use super::gather_list::{self, Job, MapPerGather};
 use super::method::{Method, Signals, Until};
 use super::note;
 use super::options::same_file;
-use super::prior_options::{Opened, PriorOptions, Share, StartFrom};
+use super::prior_options::{Opened, PriorOptions, Share, StartFrom, or_gradient};
 use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
 use fwi::family::Recipe;
@@ -150,8 +150,9 @@ impl Args {
         let open = |path: &Path| MapPerGather::open(path, jobs.len(), &survey);
         let truth = self.truth.as_deref().map(open).transpose()?;
         let (threads, most) = (self.engine.threads, self.engine.max_memory);
-        let prior =
-            |names: Vec<String>| self.prior_options.open_for_start(&names, threads, most, Share::Half, self.quiet);
+        let prior = |names: Vec<String>| {
+            self.prior_options.open(&names, threads, most, Share::Half, self.quiet).map_err(or_gradient)
+        };
         let start = match (&from, from.asked(&choice).map(prior).transpose()?) {
             (StartFrom::Maps(path), opened) => Starts::Maps(open(path)?, opened),
             (_, Some(opened)) => Starts::Prior(opened),

@@ -8,7 +8,7 @@ use super::evaluate::{parse_maps, read_maps};
 use super::method::Signals;
 use super::note;
 use super::options::{check_apart, larger_fields, parse_duration, parse_pairs};
-use super::prior_options::{Opened, PriorOptions, Share, StartFrom};
+use super::prior_options::{Opened, PriorOptions, Share, StartFrom, or_gradient};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use clap::Subcommand;
 use fwi::family::bench::{Case, Coverage};
@@ -205,7 +205,7 @@ fn families(args: &Families) -> Result<ExitCode> {
         }
         StartFrom::Priors(names) => {
             let (threads, most) = (args.engine.threads, args.engine.max_memory);
-            Some(args.prior_options.open_for_start(&names, threads, most, Share::Half, args.quiet)?)
+            Some(args.prior_options.open(&names, threads, most, Share::Half, args.quiet).map_err(or_gradient)?)
         }
     };
     let bench = Bench {

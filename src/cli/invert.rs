@@ -7,7 +7,7 @@ use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Monitor};
 use super::note;
 use super::options::{larger_fields, observe, parse_noise, same_file};
-use super::prior_options::{PriorOptions, Share, StartFrom};
+use super::prior_options::{PriorOptions, Share, StartFrom, or_gradient};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use super::rundir::{Origin, RunDir};
 use fwi::family::Recipe;
@@ -151,7 +151,7 @@ impl Args {
     /// gone before the inversion begins.
     fn predict(&self, names: &[String], plan: &Plan) -> Result<Beginning> {
         let (threads, most) = (self.engine.threads, self.engine.max_memory);
-        let opened = self.prior_options.open_for_start(names, threads, most, Share::Whole, self.quiet)?;
+        let opened = self.prior_options.open(names, threads, most, Share::Whole, self.quiet).map_err(or_gradient)?;
         self.say(&format!("prior: {}", opened.prior.describe()));
         self.say(&format!("memory: {} for the prior, before the inversion", opened.memory));
         let given = match &plan.start {

@@ -169,7 +169,7 @@ fn predict(args: &Predict) -> Result<ExitCode> {
     };
     let signals = Signals::install()?;
     let mut sink = Sink::create(args, jobs.len(), &survey)?;
-    let (mut seconds, mut failed, mut code, mut last) = (0.0, 0, None, None);
+    let (mut seconds, mut unread) = (0.0, Vec::<Error>::new());
     for block in jobs.chunks(threads) {
         let since = Instant::now();
         let predicted = predict_block(&*opened.prior, block, &survey);
@@ -181,15 +181,13 @@ fn predict(args: &Predict) -> Result<ExitCode> {
                     sink.take(args, job, prediction)?;
                 }
                 // the others keep their places
-                Err(unread) => {
+                Err(e) => {
                     // the last one of none that could be read ends all
-                    if failed + 1 < jobs.len() {
-                        note(format_args!("error: {unread}"));
+                    if unread.len() + 1 < jobs.len() {
+                        note(format_args!("error: {e}"));
                     }
-                    failed += 1;
                     sink.skip()?;
-                    code = code.or(Some(unread.exit_code()));
-                    last = Some(unread);
+                    unread.push(e);
                 }
             }
         }
@@ -198,17 +196,19 @@ fn predict(args: &Predict) -> Result<ExitCode> {
         }
     }
     let n = jobs.len();
-    if let Some(unread) = last.filter(|_| failed == n) {
-        return Err(unread);
+    if unread.len() == n
+        && let Some(last) = unread.pop()
+    {
+        return Err(last);
     }
     sink.finish(args)?;
     args.say(&format!("{:.3} s a prediction, reading included ({n} in {seconds:.1} s)", seconds / n as f64));
-    let failures = match failed {
+    let failures = match unread.len() {
         0 => String::new(),
-        _ => format!("; not-a-number for {failed} of {n} gathers, which could not be read"),
+        failed => format!("; not-a-number for {failed} of {n} gathers, which could not be read"),
     };
     args.say(&format!("wrote {}{failures}", args.output.display()));
-    Ok(ExitCode::from(code.unwrap_or(0)))
+    Ok(unread.first().map_or(ExitCode::SUCCESS, |e| ExitCode::from(e.exit_code())))
 }
 
 /// Reads and predicts a few gathers side by side. One that cannot be read is no failure of the prior.

@@ -222,20 +222,13 @@ impl PriorOptions {
         };
         Ok(Opened { prior, bytes: total, memory })
     }
+}
 
-    /// [`open`](Self::open) for the start of an inversion, which can do without.
-    pub fn open_for_start(
-        &self,
-        names: &[String],
-        threads: usize,
-        most: Option<u64>,
-        share: Share,
-        quiet: bool,
-    ) -> Result<Opened> {
-        self.open(names, threads, most, share, quiet).map_err(|e| match e {
-            Error::Memory(what) => Error::Memory(format!("{what}; or take --start gradient")),
-            other => other,
-        })
+/// A prior that could not be opened for the start of an inversion, which can do without.
+pub fn or_gradient(error: Error) -> Error {
+    match error {
+        Error::Memory(what) => Error::Memory(format!("{what}; or take --start gradient")),
+        other => other,
     }
 }
 
