@@ -33,6 +33,17 @@ fn the_gathers_symmetry_overrules_the_prior() {
     assert!((c.families.iter().map(|p| p.1).sum::<f64>() - 1.0).abs() < 1e-12);
     let c = classify(&survey, &observed(&curved), &prediction(&curved, &[Family::FlatVelA]));
     assert_ne!(c.group, Group::FlatVel);
+    // dead traces leave the others' word, as long as most pairs are whole
+    let mut dead = observed(&flat);
+    let mut broken = dead.gather.data.clone();
+    for (shot, receiver) in [(0, 3), (4, 50)] {
+        broken.slice_mut(ndarray::s![shot, .., receiver]).fill(1.0);
+        dead.mask.live[[shot, receiver]] = false;
+    }
+    dead.gather = fwi::Gather::new(broken).into();
+    assert_eq!(classify(&survey, &dead, &prediction(&flat, &[Family::StyleA])).group, Group::FlatVel);
+    (0..40).for_each(|r| dead.mask.live[[0, r]] = false);
+    assert_eq!(classify(&survey, &dead, &prediction(&flat, &[Family::StyleA])).mirror_rms, None);
     // labels of a prior that knows no flat family
     let mut few = prediction(&flat, &[Family::StyleA]);
     few.families = Some(vec![(Family::StyleA, 0.7), (Family::CurveVelA, 0.3)]);

@@ -233,7 +233,11 @@ fn invert_writes_everything_and_resumes() {
     write_array(bench.path("other.npy"), smooth_map(150.0).view()).unwrap();
     ends(&bench, "forward other.npy -o other_gather.npy", 0);
     let said = ends(&bench, "invert other_gather.npy -o run --resume --quiet --start gradient", 2);
-    assert!(said.contains("run: the checkpoint belongs to another gather"), "{said}");
+    assert!(said.contains("run: holds the inversion of another gather"), "{said}");
+    // nor from another start
+    let elsewhere = invert.replace("--start gradient", "--start other.npy");
+    let said = ends(&bench, &format!("{elsewhere} -o run --resume"), 2);
+    assert!(said.contains("began from gradient, not from other.npy"), "{said}");
     assert_eq!(log_without_times(&run), log);
     // a refused --force has taken nothing away
     ends(&bench, &format!("{invert} -o run --force --max-memory 10M"), 5);
@@ -260,6 +264,9 @@ fn invert_writes_everything_and_resumes() {
     assert!(anew.contains("reached its target"), "{anew}");
     assert_eq!(log_without_times(&run), log[..log_without_times(&run).len()]);
     assert!(ends(&bench, &format!("{invert} -o run --resume"), 0).contains("nothing to resume"));
+    let said = ends(&bench, "invert other_gather.npy -o run --resume", 2);
+    assert!(said.contains("run: holds the inversion of another gather"), "{said}");
+    assert!(ends(&bench, &format!("{invert} -o run --resume --uncertainty"), 2).contains("--force"));
 }
 
 #[test]

@@ -91,6 +91,14 @@ fn a_batch_equals_single_inversions_and_resumes() {
     let said = ends(&bench, &format!("{batch} -o out --resume"), 0);
     assert!(said.contains("3 of them done before"), "{said}");
     assert!(fs::read(out.join("results.jsonl")).unwrap() == whole);
+    // however the directory is spelled and the limits are, but not by another way
+    let spelled = batch.replace("batch in", "batch ./in").replace("--max-evals 2", "--max-evals 3");
+    assert!(ends(&bench, &format!("{spelled} -o out --resume"), 0).contains("3 of them done before"));
+    for other in ["--start gradient", "--bounds 1500,3000"] {
+        let said = ends(&bench, &format!("{batch} -o out --resume {other}"), 2);
+        assert!(said.contains("out holds 3 maps made with another start"), "{said}");
+    }
+    assert!(fs::read(out.join("results.jsonl")).unwrap() == whole);
     // a torn last line and a lost map are done again
     let b_map = map("out/velocity/b.npy");
     let kept = lines(&out).into_iter().filter(|l| l["id"] != "c").map(|l| format!("{l}\n")).collect::<String>();

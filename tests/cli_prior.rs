@@ -136,6 +136,42 @@ fn a_gather_that_cannot_be_read_costs_its_own_map_only() {
     assert!(!bench.path("none.npy").exists());
 }
 
+#[test]
+fn a_gather_that_a_prior_fails_at_costs_its_own_map_only() {
+    let bench = Bench::new();
+    let one = ArrayFile::open(&bench.gather, &Limits::default()).unwrap().read::<f32>(0..5).unwrap();
+    let mut stack = Array4::<f32>::zeros((3, 5, 1000, 70));
+    stack.outer_iter_mut().for_each(|mut g| g.assign(&one));
+    // this network adds ten times the sample to the map
+    stack[[0, 1, 999, 7]] = -1000.0;
+    let gathers = bench.path("stack.npy");
+    let predict = |stack: &Array4<f32>, command: &[&str]| {
+        write_array(&gathers, stack.view()).unwrap();
+        run(fwi().args(command).arg("--prior").arg(fixture("plain")).arg(&gathers))
+    };
+    let maps = bench.path("maps.npy");
+    for threads in ["1", "2"] {
+        let output = ["prior", "predict", "--threads", threads, "-o", maps.to_str().unwrap()];
+        let (code, out, err) = predict(&stack, &output);
+        assert_eq!((code, out.lines().count()), (3, 2), "{err}");
+        assert!(err.contains("velocity of -") && err.contains("(gather stack_0)"), "{err}");
+        assert!(err.contains("not-a-number for 1 of 3 gathers"), "{err}");
+        let read = ArrayFile::open(&maps, &Limits::default()).unwrap().read::<f32>(0..3).unwrap();
+        let lost: Vec<bool> = read.outer_iter().map(|map| map.iter().all(|v| v.is_nan())).collect();
+        assert_eq!(lost, [true, false, false]);
+        fs::remove_file(&maps).unwrap();
+    }
+    let (code, out, err) = predict(&stack, &["classify"]);
+    assert!(code == 3 && out.lines().count() == 3 && err.contains("(gather stack_0)"), "{out}{err}");
+    // a prior without families names none among equals
+    assert!(out.lines().skip(1).all(|l| l.contains("  -   ")), "{out}");
+    // of none there is no file
+    (1..3).for_each(|i| stack[[i, 1, 999, 7]] = -1000.0);
+    let (code, out, err) = predict(&stack, &["prior", "predict", "-o", maps.to_str().unwrap()]);
+    assert!(code == 3 && out.is_empty() && err.lines().last().unwrap().contains("stack_2"), "{err}");
+    assert!(!maps.exists());
+}
+
 /// A map of a stack in a file of its own.
 fn one(bench: &Bench, maps: &ndarray::ArrayD<f32>, i: usize) -> std::path::PathBuf {
     let path = bench.path("one.npy");
@@ -186,6 +222,15 @@ fn mistakes_have_their_exit_codes() {
     fails(predict(&bench, "o.txt").arg("--prior").arg(&plain), 2, ".npy");
     fails(predict(&bench, "gather.npy").arg("--prior").arg(&plain), 2, "would be overwritten");
     fails(predict(&bench, "o.npy").arg("--prior").arg(&plain).args(["--png", "o.gif"]), 2, "figures are PNG");
+    let mut twice = predict(&bench, "o.npy");
+    fails(twice.arg("--errors").arg(bench.path("./o.npy")), 2, "is named twice");
+    for most in ["66M", "75M"] {
+        fails(
+            predict(&bench, "o.npy").arg("--prior").arg(&plain).args(["--max-memory", most]),
+            5,
+            "raise --max-memory",
+        );
+    }
     fails(predict(&bench, "o.npy").arg("--prior").arg(&plain).args(["--onnx-runtime", "/no.so"]), 2, "/no.so");
     fails(fwi().arg("prior-worker"), 2, "for fwi itself");
     assert!(!bench.path("o.npy").exists());
@@ -215,6 +260,9 @@ fn an_inversion_starts_from_a_prior() {
     assert_eq!(result["start"], "prior");
     assert!(result["prior"]["description"].as_str().unwrap().starts_with("plain (sha256"), "{result}");
     assert!(err.contains("prior: plain") && err.contains("for the prior, before the inversion"), "{err}");
+    // the map is its own, what it does not tell the bundled one does
+    assert!(err.contains("; what it does not tell, by columns "), "{err}");
+    assert!(result["prior"]["expected_mae"].is_number(), "{result}");
     assert_eq!(result["family"], result["prior"]["family"]);
     assert!(result["prior"]["group"].is_string(), "{result}");
     // resumed, it asks no prior again, and the result still tells what it said

@@ -73,13 +73,17 @@ fn more_maps_are_named_than_a_process_may_hold_open() {
 fn mistakes_are_told_in_one_line_and_leave_what_was_there() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    for folder in ["test", "maps", "empty"] {
+    for folder in ["test", "maps", "empty", "one"] {
         fs::create_dir_all(dir.join(folder)).unwrap();
     }
     for id in ["a", "b"] {
         fs::write(dir.join(format!("test/{id}.npy")), "").unwrap();
     }
     write_array(dir.join("maps/a.npy"), smooth_map(0.0).view()).unwrap();
+    write_array(dir.join("one/a.npy"), smooth_map(0.0).view()).unwrap();
+    fs::create_dir(dir.join("inversion")).unwrap();
+    fs::write(dir.join("inversion/result.json"), "{}").unwrap();
+    write_array(dir.join("inversion/velocity.npy"), smooth_map(0.0).view()).unwrap();
     let map = smooth_map(0.0);
     write_array(dir.join("three.npy"), stack(Axis(0), &[map.view(); 3]).unwrap().view()).unwrap();
     write_array(dir.join("nan.npy"), smooth_map(f32::NAN).view()).unwrap();
@@ -90,6 +94,8 @@ fn mistakes_are_told_in_one_line_and_leave_what_was_there() {
         ("submission three.npy -o s.csv", 3, "three.npy: holds 3 maps; name the gathers"),
         ("submission three.npy --gathers test -o s.csv", 3, "three.npy: holds 3 maps for 2 gathers"),
         ("submission empty -o s.csv", 3, "empty: holds no map"),
+        ("submission inversion -o s.csv", 3, "inversion: is the directory of one inversion; copy its velocity.npy"),
+        ("submission maps/a.npy one/a.npy -o s.csv", 3, "one/a.npy: is the second file called a"),
         ("submission test -o s.csv", 3, "test/a.npy"),
         ("submission none.npy -o s.csv", 4, "none.npy"),
         ("submission nan.npy -o s.csv", 3, "nan.npy: map 0 holds NaN"),
@@ -99,5 +105,5 @@ fn mistakes_are_told_in_one_line_and_leave_what_was_there() {
         assert!(got == code && err.contains(part) && err.trim().lines().count() == 1, "{line}: {got}, {err}");
         assert_eq!(fs::read_to_string(dir.join("s.csv")).unwrap(), "before");
     }
-    assert_eq!(fs::read_dir(dir).unwrap().count(), 6);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 8);
 }

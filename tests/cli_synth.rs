@@ -219,7 +219,7 @@ fn kills_leave_no_duplicate_and_no_gap() {
 fn ctrl_c_keeps_what_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let line = "synth --backend cpu all -n 1000000 -o s.h5 --every 100 --per-file 1000000";
+    let line = "synth --backend cpu all -n 1000000 -o s.h5 --every 100 --per-file 30000";
     let mut child = command(dir, line).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     // samples are counted
@@ -233,9 +233,9 @@ fn ctrl_c_keeps_what_is_made() {
     let made = read(dir, "s.h5:/number").len();
     assert!((1..1_000_000).contains(&made), "{made}");
     assert_eq!(names(dir), ["s.h5"]);
-    ends(dir, &format!("synth --backend cpu all -n {} -o s.h5 --every 100 --per-file 1000000", made + 2), 0);
+    ends(dir, &format!("synth --backend cpu all -n {} -o s.h5 --every 100 --per-file 30000", made + 2), 0);
     assert_eq!(read(dir, "s.h5:/gather").shape(), [made + 2, 5, 10, 70]);
-    let message = ends(dir, &format!("synth --backend cpu all -n {made} -o s.h5 --every 50 --per-file 1000000"), 2);
+    let message = ends(dir, &format!("synth --backend cpu all -n {made} -o s.h5 --every 50 --per-file 30000"), 2);
     assert!(message.contains("every 100, not 50"), "{message}");
 }
 

@@ -44,7 +44,10 @@ fn layouts_are_recognised() {
 
 fn other_layouts_are_refused_with_the_cure() {
     for (name, words) in [
-        ("kilometres", "write a manifest.toml"),
+        ("kilometres", "(1000.000 y + 0 m/s comes nearest); write a manifest.toml"),
+        ("deviations", "(850.000 y + 2800 m/s comes nearest); write a manifest.toml"),
+        ("fractions", "(4500.000 y + 0 m/s comes nearest); write a manifest.toml"),
+        ("constant", "nor as 0..1 or -1..1; write a manifest.toml"),
         ("odd_rate", "(1, 5, 300, 70); expected (1, 5, T, 70)"),
         ("batch_of_8", "its batch is fixed at 8"),
         ("six_shots", "(1, 6, 1000, 70)"),
@@ -97,6 +100,26 @@ fn the_manifest_tells_how() {
         assert_eq!((families[0].0, families[1].0), (Family::StyleB, Family::FlatVelA));
         assert!((families[0].1 - 0.25).abs() < 1e-6 && (families[1].1 - 0.75).abs() < 1e-6);
     }
+}
+
+/// Of a file, wherever it is told about.
+fn a_manifest_is_found() {
+    let full = full_manifest("full");
+    let found = |dir: &Path, name: &str| Source::of(&dir.join(name)).unwrap();
+    // one that leaves out the file's name, of a file called otherwise than by default
+    let dir = folder_of("full", &full.replace("model = \"full.onnx\"\n", ""));
+    assert_eq!(found(dir.path(), "full.onnx").manifest, Some(dir.path().join("manifest.toml")));
+    fs::copy(fixture("plain"), dir.path().join("model.onnx")).unwrap();
+    assert_eq!(found(dir.path(), "full.onnx").manifest, None);
+    // one called like the file
+    fs::rename(dir.path().join("manifest.toml"), dir.path().join("full.toml")).unwrap();
+    assert_eq!(found(dir.path(), "full.onnx").manifest, Some(dir.path().join("full.toml")));
+    fs::remove_file(dir.path().join("model.onnx")).unwrap();
+    assert_eq!(found(dir.path(), "full.toml").model, dir.path().join("full.onnx"));
+    // one of another program
+    let dir = folder_of("plain", "[tool]\nname = \"else\"\n");
+    assert_eq!(found(dir.path(), "plain.onnx").manifest, None);
+    open(&dir.path().join("plain.onnx")).unwrap();
 }
 
 fn wrong_manifests_are_refused() {
@@ -351,6 +374,7 @@ fn main() {
         ("other_layouts_are_refused_with_the_cure", other_layouts_are_refused_with_the_cure),
         ("masked_traces_go_in_as_zeros", masked_traces_go_in_as_zeros),
         ("the_manifest_tells_how", the_manifest_tells_how),
+        ("a_manifest_is_found", a_manifest_is_found),
         ("wrong_manifests_are_refused", wrong_manifests_are_refused),
         ("the_flip_is_the_gather_of_the_mirrored_map", the_flip_is_the_gather_of_the_mirrored_map),
         ("what_cannot_be_modelled_is_not_flipped", what_cannot_be_modelled_is_not_flipped),

@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::fs;
 use std::path::{Path, PathBuf};
 #[cfg(unix)]
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A copy of the fixture with its weights in another file, which is `content` at `location` (as long as "weights.bin").
 fn external(location: &str, prepare: impl FnOnce(&Path)) -> (tempfile::TempDir, PathBuf) {
@@ -254,6 +254,43 @@ fn a_process_of_its_own_gives_the_same() {
     predict_one(&apart, &gathers[0]).unwrap();
 }
 
+/// A process that has died is started again, for the same network only.
+#[cfg(unix)]
+#[test]
+fn a_process_is_replaced_by_one_of_the_same_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::copy(fixture("plain"), at("model.onnx")).unwrap();
+    let (program, arguments) = worker();
+    // kills the real process when it is told to
+    let script = format!(
+        "exec 3<&0 0</dev/null; {} {} <&3 & exec 3<&-; until [ -e {} ]; do sleep 0.02; done; kill -9 $!",
+        program.display(),
+        arguments[0],
+        at("die").display()
+    );
+    let source = Source::of(&at("model.onnx")).unwrap();
+    let limits = WorkerLimits::default();
+    let start = vec!["-c".into(), script];
+    let prior = Isolated::open("/bin/sh".into(), start, &source, &RuntimeChoice::Tract, 1, limits).unwrap();
+    let gather = random_gather(8);
+    let first = predict_one(&prior, &gather).unwrap();
+    let die = || {
+        fs::write(at("die"), "").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while predict_one(&prior, &gather).is_ok() {
+            assert!(Instant::now() < deadline, "it lives");
+        }
+        fs::remove_file(at("die")).unwrap();
+    };
+    die();
+    assert_eq!(predict_one(&prior, &gather).unwrap(), first);
+    die();
+    fs::copy(fixture("symmetric"), at("model.onnx")).unwrap();
+    let error = predict_one(&prior, &gather).unwrap_err().to_string();
+    assert!(error.contains("model.onnx") && error.contains("changed while in use"), "{error}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_process_has_its_limits() {
@@ -272,5 +309,8 @@ fn a_process_has_its_limits() {
     let error = start("/bin/sh", &["-c", "echo first >&2; echo last words >&2; echo note: run again >&2; kill -9 $$"])
         .to_string();
     assert!(error.contains("signal 9") && error.contains("last words") && !error.contains("first"), "{error}");
+    let words = "echo memory allocation of 99 bytes failed >&2; echo skipping backtrace printing >&2; kill -6 $$";
+    let error = start("/bin/sh", &["-c", words]);
+    assert!(matches!(&error, Error::Memory(m) if m.contains("plain.onnx") && m.contains("--max-memory")), "{error}");
     assert!(start("/nowhere/fwi", &[]).to_string().contains("cannot start"));
 }

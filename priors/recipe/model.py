@@ -32,7 +32,7 @@ class Shape:
     """Size of a network; the defaults are those of the bundled prior."""
 
     dim: int = 192
-    depth: int = 5
+    depth: int = 7
     heads: int = 6
     channels: int = 16
     blocks: int = 1

@@ -7,14 +7,15 @@ use super::gather_list::{self, Job, MapPerGather};
 use super::method::{Method, Signals, Until};
 use super::note;
 use super::options::same_file;
-use super::prior_options::{Opened, PriorOptions, Share, StartFrom, or_gradient};
+use super::prior_options::{Opened, PriorOptions, Share, StartFrom, Terms, at_a_time};
 use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
 use fwi::family::Recipe;
 use fwi::invert::{Attempt, Outcome, Settings, Stage, Start, Task, bytes_per_inversion, invert_many, matrix_bytes};
 use fwi::wave::Dispatch;
 use fwi::{Error, Propagator, Result, Survey};
-use std::collections::HashMap;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -32,7 +33,8 @@ pub struct Args {
     /// in a stack
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Inversions at a time [default: as many as keep the device busy and fit the memory]
+    /// Inversions at a time [default: as many as keep the device busy and fit the memory]. --time-limit is wall time, which those
+    /// on one device share: with 1 each has it to itself
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     in_flight: Option<u32>,
     /// Starting models: "prior" (what the network in this binary predicts), "gradient" (exact source velocities, growing
@@ -95,6 +97,48 @@ impl Plan {
         settings.chain(self.recipes.is_empty().then_some(&self.settings))
     }
 
+    /// Checksum of all that decides what becomes of gathers, but for themselves and the limits, which may change from run to run.
+    fn key(&self, engines: &Engines) -> String {
+        let mut hash = Sha256::new();
+        let prior = self.start.opened().map(|opened| opened.prior.describe());
+        let arithmetic = (engines.coarse.arithmetic(), engines.fine.as_ref().map(|f| f.arithmetic()));
+        let settings = |s: &Settings| Settings { max_evals: None, time_limit: None, target_rms: None, ..s.clone() };
+        // however its name is spelled
+        let file =
+            matches!(self.start, Starts::Maps(..)).then(|| Path::new(&self.start_name).canonicalize().ok()).flatten();
+        let start = file.unwrap_or_else(|| PathBuf::from(&self.start_name));
+        hash.update(format!("{start:?}{prior:?}{arithmetic:?}{:?}", settings(&self.settings)));
+        let recipes: BTreeMap<_, _> = self.recipes.iter().collect();
+        for attempt in recipes.values().copied().flatten() {
+            hash.update(format!("{:?}", Attempt { settings: settings(&attempt.settings), ..attempt.clone() }));
+        }
+        hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// Errors where maps that a batch has left in `output` are of other gathers or were made in another way.
+    fn check_same(&self, output: &Path, done: &HashMap<&str, &Line>, key: &str) -> Result<()> {
+        let mut others = 0;
+        for (job, line) in self.jobs.iter().filter_map(|job| Some((job, *done.get(&job.id[..])?))) {
+            let same =
+                line.gather.to_string_lossy() == job.path.to_string_lossy() || same_file(&line.gather, &job.path);
+            if !same || line.index != job.index {
+                let problem = format!("{} holds the map of another gather called {}", output.display(), job.id);
+                return Err(Error::Usage(format!("{problem}; choose another -o for {}", job.path.display())));
+            }
+            others += usize::from(line.key.as_ref().is_some_and(|k| k != key));
+        }
+        if others > 0 {
+            let problem = format!(
+                "{} holds {others} maps made with another start, recipe, settings or version",
+                output.display()
+            );
+            return Err(Error::Usage(format!(
+                "{problem}; repeat those, choose another -o, or do all anew with --force"
+            )));
+        }
+        Ok(())
+    }
+
     /// What an inversion in flight holds.
     fn each(&self) -> u64 {
         bytes_per_inversion(&self.survey, &self.settings) + self.newton
@@ -149,10 +193,9 @@ impl Args {
         gather_list::check_names(&jobs)?;
         let open = |path: &Path| MapPerGather::open(path, jobs.len(), &survey);
         let truth = self.truth.as_deref().map(open).transpose()?;
-        let (threads, most) = (self.engine.threads, self.engine.max_memory);
-        let prior = |names: Vec<String>| {
-            self.prior_options.open(&names, threads, most, Share::Half, self.quiet).map_err(or_gradient)
-        };
+        let (threads, most, quiet) = (self.engine.threads, self.engine.max_memory, self.quiet);
+        let terms = Terms { threads, at_a_time: at_a_time(threads), most, share: Share::Half, quiet };
+        let prior = |names: Vec<String>| self.prior_options.open_start(&names, &terms);
         let start = match (&from, from.asked(&choice).map(prior).transpose()?) {
             (StartFrom::Maps(path), opened) => Starts::Maps(open(path)?, opened),
             (_, Some(opened)) => Starts::Prior(opened),
@@ -236,12 +279,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let earlier = dir.earlier(&ids)?;
     let done: HashMap<&str, &Line> = earlier.iter().map(|(_, line)| (&line.id[..], line)).collect();
-    let same = |l: &Line, job: &Job| l.index == job.index && l.gather.to_string_lossy() == job.path.to_string_lossy();
-    let other = |job: &&Job| done.get(&job.id[..]).is_some_and(|line| !same(line, job));
-    if let Some(job) = plan.jobs.iter().find(other) {
-        let problem = format!("{} holds the map of another gather called {}", args.output.display(), job.id);
-        return Err(Error::Usage(format!("{problem}; choose another -o for {}", job.path.display())));
-    }
+    let key = plan.key(&engines);
+    plan.check_same(&args.output, &done, &key)?;
     dir.begin(&earlier)?;
     let todo: Vec<&Job> = plan.jobs.iter().filter(|job| !done.contains_key(&job.id[..])).collect();
     let known: Vec<&Line> = plan.jobs.iter().filter_map(|job| done.get(&job.id[..]).copied()).collect();
@@ -249,7 +288,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let tally = Tally::new(plan.jobs.len(), &known, args.quiet);
     let load = |job: &&Job| load(&plan, job, args.engine.threads);
     let sink = |job: &Job, outcome: Result<Outcome>| {
-        let (line, code) = line(job, &outcome);
+        let (line, code) = line(job, &key, &outcome);
         dir.keep(&line, outcome.as_ref().ok().map(|o| &o.model.vp))?;
         tally.add(job.number, line, code, &engines.coarse, engines.fine.as_ref());
         Ok(())

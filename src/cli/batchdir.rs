@@ -29,6 +29,9 @@ pub struct Line {
     pub gather: PathBuf,
     /// Which gather of the file.
     pub index: usize,
+    /// Checksum of all that decided what became of it but the gather and limits, if it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// Rms of the residual, in the data's units; none where it failed.
     pub data_rms: Option<f64>,
     /// Mean absolute error against the truth, m/s.

@@ -8,7 +8,7 @@ use super::evaluate::{parse_maps, read_maps};
 use super::method::Signals;
 use super::note;
 use super::options::{check_apart, larger_fields, parse_duration, parse_pairs};
-use super::prior_options::{Opened, PriorOptions, Share, StartFrom, or_gradient};
+use super::prior_options::{Opened, PriorOptions, Share, StartFrom, Terms};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use clap::Subcommand;
 use fwi::family::bench::{Case, Coverage};
@@ -204,15 +204,18 @@ fn families(args: &Families) -> Result<ExitCode> {
             return Err(Error::Usage(format!("--start {}: is neither \"prior\" nor \"gradient\"", map.display())));
         }
         StartFrom::Priors(names) => {
-            let (threads, most) = (args.engine.threads, args.engine.max_memory);
-            Some(args.prior_options.open(&names, threads, most, Share::Half, args.quiet).map_err(or_gradient)?)
+            let (threads, most, quiet) = (args.engine.threads, args.engine.max_memory, args.quiet);
+            let terms = Terms { threads, at_a_time: 1, most, share: Share::Half, quiet };
+            Some(args.prior_options.open_start(&names, &terms)?)
         }
     };
+    // the prior stays
+    let engine = args.engine.with_budget(args.engine.budget()?.saturating_sub(prior.as_ref().map_or(0, |p| p.bytes)));
     let bench = Bench {
         args,
-        modelling: args.engine.modelling().propagator(survey.clone())?,
-        coarse: args.engine.propagator(survey.clone())?,
-        fine: args.engine.refined().map(|e| e.propagator(survey.clone())).transpose()?,
+        modelling: engine.modelling().propagator(survey.clone())?,
+        coarse: engine.propagator(survey.clone())?,
+        fine: engine.refined().map(|e| e.propagator(survey.clone())).transpose()?,
         survey,
         choice,
         prior,
@@ -325,9 +328,12 @@ impl Bench<'_> {
         let fields = larger_fields(&*self.coarse, self.fine.as_deref(), stages);
         let prior = self.prior.as_ref().map_or(0, |opened| opened.bytes);
         let budget = self.args.engine.budget()?.saturating_sub(prior);
-        if newton > 0 && newton + fields > budget {
+        if newton + fields > budget {
             let (all, limit) = ((newton + fields) >> 20, budget >> 20);
-            let cure = "raise --max-memory, or take a recipe without Gauss-Newton stages: --recipe continuation";
+            let cure = match newton {
+                0 => "raise --max-memory",
+                _ => "raise --max-memory, or take a recipe without Gauss-Newton stages: --recipe continuation",
+            };
             return Err(Error::Memory(format!("normal matrices and fields take {all} MB of {limit} MB; {cure}")));
         }
         if !self.said.swap(true, Relaxed) {

@@ -1,5 +1,6 @@
 //! What a bench shows: how an inversion goes on, and the table at the end.
 
+use super::monitor::TICK;
 use super::{note, tell};
 use fwi::family::bench::{Case, SOON, Spread, Weighted, weighted};
 use fwi::invert::{Observer, Progress};
@@ -27,7 +28,9 @@ impl Watch {
         let name = format!("[{}/{total}] {family} {number}", done + 1);
         let bar = (std::io::stderr().is_terminal() && !quiet).then(|| {
             let style = ProgressStyle::with_template("{spinner} {bar:16} {msg}").expect("a valid template");
-            ProgressBar::new(total as u64).with_style(style).with_position(done as u64).with_message(name.clone())
+            let bar = ProgressBar::new(total as u64).with_style(style).with_position(done as u64);
+            bar.enable_steady_tick(TICK);
+            bar.with_message(name.clone())
         });
         Self { name, bar, quiet, last: Instant::now(), soon: None }
     }
@@ -62,11 +65,11 @@ impl Observer for Watch {
     fn evaluation(&mut self, at: &Progress) {
         if let Some(bar) = &self.bar {
             bar.set_message(self.line(at));
-            bar.tick();
         }
     }
 
     fn iteration(&mut self, at: &Progress) {
+        self.evaluation(at);
         if let Some(mae) = at.mae.filter(|_| at.seconds <= SOON && self.soon.is_none_or(|(rms, _)| at.data_rms < rms)) {
             self.soon = Some((at.data_rms, mae));
         }

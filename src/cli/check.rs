@@ -68,7 +68,10 @@ fn replay(args: &Args, gather: &std::path::Path, map: &std::path::Path) -> Resul
     for (shot, r) in observed.rms_per_shot(&synthetic).iter().enumerate() {
         tell(format_args!("shot {shot}: residual rms {r:.4e}"))?;
     }
-    tell(format_args!("all:    residual rms {rms:.4e}, data rms {data:.4e}, ratio {:.2e}", rms / data))?;
+    tell(format_args!(
+        "all:    residual rms {rms:.4e}, rms of the observed data {data:.4e}, ratio {:.2e}",
+        rms / data
+    ))?;
     let verdict = match rms / data {
         r if r <= ROUNDING => "this map made this gather: the residual is rounding",
         r if r <= CLOSE => "close: the map explains the gather up to small differences",

@@ -25,6 +25,8 @@ impl Counter {
         let style = ProgressStyle::with_template(&template).expect("a valid template");
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(total) };
         let bar = bar.with_style(style).with_position(before);
+        // the rate is that of this run
+        bar.tick();
         bar.reset_eta();
         let since = Instant::now();
         Self { bar, things, before, total, quiet, since, told: since }

@@ -28,8 +28,8 @@ pub struct Engine {
     /// Floating-point type of the wave fields [default: f32; an inversion ends in f64 where f32 rounding stops it]
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
-    /// exact: every cell at every step (default for f64); fast: causal windows and a decimated history, which change
-    /// data and gradients by less than f32 rounding (default for f32)
+    /// exact: every cell at every step (default with --precision f64); fast: causal windows and a decimated history, which
+    /// change data and gradients by less than f32 rounding (default otherwise, also in f64 stages that end inversions)
     #[arg(long, value_enum)]
     pub fidelity: Option<FidelityArg>,
     /// Most memory the process may take, such as 400M or 2G; histories that do not fit are recomputed [default: half

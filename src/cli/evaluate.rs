@@ -3,8 +3,9 @@
 use super::engine::Engine;
 use super::note;
 use super::options::{check_apart, usable};
-use super::prior_options::{PriorOptions, Share, StartFrom, side_by_side};
+use super::prior_options::{PriorOptions, Share, StartFrom, Terms, at_a_time, side_by_side};
 use super::tell;
+use fwi::family::bench::Spread;
 use fwi::family::{Classification, Group, classify};
 use fwi::io::{Limits, Maps, write_atomic};
 use fwi::prior::{Prediction, predict_one};
@@ -45,9 +46,6 @@ pub fn parse_maps(text: &str) -> std::result::Result<(Family, PathBuf), String> 
     Ok((family.parse().map_err(|e: Error| e.to_string())?, path.into()))
 }
 
-/// Maps modelled and predicted at a time.
-const BLOCK: usize = 8;
-
 /// What came of one map.
 struct Case {
     mae: f64,
@@ -73,23 +71,28 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let names = StartFrom::priors(&args.prior)?;
     check_outputs(args)?;
-    let opened = args.options.open(&names, args.engine.threads, args.engine.max_memory, Share::Half, false)?;
+    // a file that cannot be read shows before the others are measured
+    args.maps.iter().try_for_each(|(family, path)| read_maps(*family, path, 1, &survey).map(drop))?;
+    let (threads, most) = (args.engine.threads, args.engine.max_memory);
+    let block = at_a_time(threads);
+    let terms = Terms { threads, at_a_time: block, most, share: Share::Half, quiet: false };
+    let opened = args.options.open(&names, &terms)?;
     note(format_args!("prior: {}", opened.prior.describe()));
     let engine = args.engine.with_budget(args.engine.budget()?.saturating_sub(opened.bytes));
     let propagator = engine.propagator(survey.clone())?;
     note(format_args!("engine: {}; memory: {} for the prior", propagator.describe(), opened.memory));
+    let measure = Measure { propagator: &*propagator, prior: &*opened.prior, survey: &survey, block };
     let mut tables = vec![];
+    head()?;
     for (family, path) in &args.maps {
-        let maps = read_maps(*family, path, usize::MAX, &survey)?;
-        tables.push(table(*family, true, maps, &*propagator, &*opened.prior, &survey)?);
+        tables.push(measure.table(*family, true, read_maps(*family, path, usize::MAX, &survey)?)?);
     }
     for family in Family::ALL {
         let maps: Vec<_> = (0..synthetic).map(|i| draw(family, args.seed, i).mapv(f64::from)).collect();
         if !maps.is_empty() {
-            tables.push(table(family, false, maps, &*propagator, &*opened.prior, &survey)?);
+            tables.push(measure.table(family, false, maps)?);
         }
     }
-    show(&tables)?;
     confusion(&tables)?;
     if let Some(path) = &args.json {
         let text = serde_json::to_vec_pretty(&as_json(&tables, opened.prior.describe())).expect("plain values");
@@ -115,23 +118,30 @@ fn check_outputs(args: &Args) -> Result<()> {
     check_apart(json, args.maps.iter().map(|p| &*p.1).chain(args.prior.iter().map(Path::new)))
 }
 
-fn table(
-    family: Family,
-    real: bool,
-    maps: Vec<Array2<f64>>,
-    propagator: &dyn Propagator,
-    prior: &dyn Prior,
-    survey: &Survey,
-) -> Result<Table> {
-    let mut cases = vec![];
-    for block in maps.chunks(BLOCK) {
-        let models: Vec<Model> = block.iter().map(|m| Model::from_map(m.clone())).collect();
-        let gathers = propagator.forward(&models)?;
-        let one = |(map, gather)| case(family, map, Observed::new(gather), prior, survey);
-        let found = side_by_side(block.iter().zip(gathers), one);
-        cases.extend(found.into_iter().collect::<Result<Vec<_>>>()?);
+/// What measures, and with what.
+struct Measure<'a> {
+    propagator: &'a dyn Propagator,
+    prior: &'a dyn Prior,
+    survey: &'a Survey,
+    /// Maps modelled and predicted at a time.
+    block: usize,
+}
+
+impl Measure<'_> {
+    /// Measures a family's maps and tells the line of it.
+    fn table(&self, family: Family, real: bool, maps: Vec<Array2<f64>>) -> Result<Table> {
+        let mut cases = vec![];
+        for block in maps.chunks(self.block) {
+            let models: Vec<Model> = block.iter().map(|m| Model::from_map(m.clone())).collect();
+            let gathers = self.propagator.forward(&models)?;
+            let one = |(map, gather)| case(family, map, Observed::new(gather), self.prior, self.survey);
+            let found = side_by_side(block.iter().zip(gathers), one);
+            cases.extend(found.into_iter().collect::<Result<Vec<_>>>()?);
+        }
+        let table = Table { family, real, gradient: best_gradient_mae(&maps), cases };
+        table.tell()?;
+        Ok(table)
     }
-    Ok(Table { family, real, gradient: best_gradient_mae(&maps), cases })
 }
 
 fn case(family: Family, map: &Array2<f64>, observed: Observed, prior: &dyn Prior, survey: &Survey) -> Result<Case> {
@@ -149,9 +159,7 @@ impl Table {
     }
 
     fn median(&self) -> f64 {
-        let mut all: Vec<f64> = self.cases.iter().map(|c| c.mae).collect();
-        all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
+        Spread::of(self.cases.iter().map(|c| c.mae)).map_or(f64::NAN, |s| s.median)
     }
 
     fn family_right(&self) -> f64 {
@@ -170,27 +178,28 @@ impl Table {
     fn origin(&self) -> &'static str {
         if self.real { "given" } else { "synthetic" }
     }
-}
 
-fn show(tables: &[Table]) -> Result<()> {
-    tell("Errors in m/s; gradient: the best velocity growing with depth, one for all maps of a line")?;
-    tell("family        maps       count     MAE  median  expected  gradient  ratio  family  group")?;
-    for t in tables {
-        let mae = t.mean(|c| c.mae);
-        let expected = t.expected().map_or("-".into(), |e| format!("{e:.1}"));
+    fn tell(&self) -> Result<()> {
+        let mae = self.mean(|c| c.mae);
+        let expected = self.expected().map_or("-".into(), |e| format!("{e:.1}"));
         tell(format_args!(
             "{:12}  {:9} {:6} {mae:7.1} {:7.1} {expected:>9} {:9.1} {:6.1} {:6.0}% {:5.0}%",
-            t.family,
-            t.origin(),
-            t.cases.len(),
-            t.median(),
-            t.gradient,
-            t.gradient / mae.max(1e-9),
-            100.0 * t.family_right(),
-            100.0 * t.group_right(),
-        ))?;
+            self.family,
+            self.origin(),
+            self.cases.len(),
+            self.median(),
+            self.gradient,
+            self.gradient / mae.max(1e-9),
+            100.0 * self.family_right(),
+            100.0 * self.group_right(),
+        ))
     }
-    Ok(())
+}
+
+/// The head of the tables' lines.
+fn head() -> Result<()> {
+    tell("Errors in m/s; gradient: the best velocity growing with depth, one for all maps of a line")?;
+    tell("family        maps       count     MAE  median  expected  gradient  ratio  family  group")
 }
 
 /// Groups found (columns) against true ones (rows), over all maps.

@@ -7,9 +7,9 @@ use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Monitor};
 use super::note;
 use super::options::{larger_fields, observe, parse_noise, same_file};
-use super::prior_options::{PriorOptions, Share, StartFrom, or_gradient};
+use super::prior_options::{PriorOptions, Share, StartFrom, Terms};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
-use super::rundir::{Origin, RunDir};
+use super::rundir::{Origin, RunDir, UNKNOWN};
 use fwi::family::Recipe;
 use fwi::invert::{
     Attempt, FirstStart, Inversion, Settings, Start, StopReason, invert_with_fallbacks, matrix_bytes,
@@ -19,6 +19,7 @@ use fwi::io::{Limits, read_map};
 use fwi::{Error, Observed, Propagator, Result, Survey};
 use ndarray::Array2;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -142,7 +143,7 @@ impl Args {
         let name = plan.from.name();
         let chosen = plan.choice.settle(None, plan.survey.dt)?;
         let recipe = chosen.as_ref().map(|c| c.source.clone());
-        let origin = Origin { start: name.clone(), prior: None, recipe };
+        let origin = Origin { start: name.clone(), prior: None, recipe, gather: Some(checksum(&plan.observed)) };
         let start = plan.start.clone().unwrap_or(Start::Gradient);
         Ok(Beginning { first: FirstStart { start, name, confidence: None }, origin, chosen })
     }
@@ -150,8 +151,9 @@ impl Args {
     /// The start that priors predict, or what they make of the one that is given, and what the result tells about them. They are
     /// gone before the inversion begins.
     fn predict(&self, names: &[String], plan: &Plan) -> Result<Beginning> {
-        let (threads, most) = (self.engine.threads, self.engine.max_memory);
-        let opened = self.prior_options.open(names, threads, most, Share::Whole, self.quiet).map_err(or_gradient)?;
+        let (threads, most, quiet) = (self.engine.threads, self.engine.max_memory, self.quiet);
+        let terms = Terms { threads, at_a_time: 1, most, share: Share::Whole, quiet };
+        let opened = self.prior_options.open_start(names, &terms)?;
         self.say(&format!("prior: {}", opened.prior.describe()));
         self.say(&format!("memory: {} for the prior, before the inversion", opened.memory));
         let given = match &plan.start {
@@ -171,9 +173,27 @@ impl Args {
         });
         let name = plan.from.name();
         let recipe = asked.chosen.as_ref().map(|c| c.source.clone());
-        let origin = Origin { start: name.clone(), prior: Some(said), recipe };
+        let origin = Origin { start: name.clone(), prior: Some(said), recipe, gather: Some(checksum(&plan.observed)) };
         let first = FirstStart { start: asked.start, name, confidence: asked.confidence };
         Ok(Beginning { first, origin, chosen: asked.chosen })
+    }
+
+    /// Errors where what is to be resumed is not what is asked for.
+    fn check_same(&self, plan: &Plan, dir: &RunDir, output: &Path) -> Result<()> {
+        let origin = dir.origin();
+        let fail = |problem: String| Err(Error::Usage(format!("{}: {problem}", output.display())));
+        if origin.gather.as_ref().is_some_and(|kept| *kept != checksum(&plan.observed)) {
+            return fail("holds the inversion of another gather; choose another -o".into());
+        }
+        let (asked, begun) = (plan.from.name(), &origin.start);
+        let same = asked == *begun || plan.from.files().iter().any(|file| same_file(file, Path::new(begun)));
+        if (self.start.is_some() || !self.prior.is_empty()) && *begun != UNKNOWN && !same {
+            return fail(format!("the inversion began from {begun}, not from {asked}; choose another -o, or --force"));
+        }
+        if self.uncertainty && dir.is_finished() && !dir.has_uncertainty() {
+            return fail("the inversion has ended without --uncertainty; invert anew with --force".into());
+        }
+        Ok(())
     }
 
     /// The recipe of a run that is resumed: what it followed, unless something else is asked for.
@@ -288,6 +308,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     // nothing in the directory is touched before all that was asked for is known to make sense
     let mut dir = RunDir::open(output)?;
+    if args.resume && dir.is_used() {
+        args.check_same(&plan, &dir, output)?;
+    }
     if args.resume && dir.is_finished() {
         args.say(&format!("{}: this inversion had come to its end; nothing to resume", output.display()));
         return Ok(ExitCode::SUCCESS);
@@ -349,6 +372,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
         write_outputs(&args, &plan, &origin, &engines, &way, (&outcome, Some(&deviations)), &dir, &convergence)?;
     }
     conclude(&args, &way, &outcome, &dir, &signals)
+}
+
+/// Of a gather's samples, hex.
+fn checksum(observed: &Observed) -> String {
+    let mut hash = Sha256::new();
+    observed.gather.data.iter().for_each(|x| hash.update(x.to_le_bytes()));
+    hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 /// A refused checkpoint with where it lies, and with the recipe's file, which may have changed since.

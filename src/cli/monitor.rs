@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Time between two drawings of a bar on which nothing else changes.
+pub const TICK: Duration = Duration::from_millis(500);
 
 /// Points and stages of the convergence figure.
 pub type Convergence = (Vec<plot::Progress>, Vec<plot::StageStart>);
@@ -65,9 +67,14 @@ impl<'a> Monitor<'a> {
                 Some(n) => ProgressBar::new(n),
                 None => ProgressBar::no_length(),
             };
-            let template =
-                if budget.evaluations.is_some() { "{bar:24} {pos}/{len} {msg}" } else { "{spinner} {pos} {msg}" };
-            bar.with_style(ProgressStyle::with_template(template).expect("a valid template"))
+            let template = match budget.evaluations {
+                Some(_) => "{bar:24} {pos}/{len} {msg}, {elapsed}",
+                None => "{spinner} {pos} evaluations {msg}, {elapsed}",
+            };
+            let bar = bar.with_style(ProgressStyle::with_template(template).expect("a valid template"));
+            // a Gauss-Newton step takes seconds
+            bar.enable_steady_tick(TICK);
+            bar.with_message("[starting]")
         });
         let last_line = quiet.then(|| Instant::now() + Duration::from_secs(u64::from(u32::MAX)));
         Self {
@@ -119,11 +126,14 @@ impl Observer for Monitor<'_> {
         }
     }
 
+    // of Gauss-Newton steps there is no word but this
+
     fn iteration(&mut self, at: &Progress) {
         remember(&mut self.convergence, at.evaluation, at.stage_name, at.data_rms, at.mae);
         if let Err(e) = self.dir.log(at) {
             self.failed.get_or_insert(e);
         }
+        self.evaluation(at);
         let due =
             self.last_line.is_none_or(|t| Instant::now().checked_duration_since(t).is_some_and(|d| d >= LINE_EVERY));
         if self.bar.is_none() && due {

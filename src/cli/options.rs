@@ -137,6 +137,15 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     whole(a).is_ok_and(|a| whole(b).is_ok_and(|b| a == b))
 }
 
+/// Whether two names stand for one place, whether or not there is a file yet.
+pub fn same_place(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some((parent.canonicalize().ok()?, path.file_name()?.to_owned()))
+    };
+    same_file(a, b) || place(a).is_some_and(|a| place(b) == Some(a))
+}
+
 /// Errors when an output is one of the files that are read.
 pub fn check_apart<P: AsRef<Path>>(output: &Path, read: impl IntoIterator<Item = P>) -> Result<()> {
     match read.into_iter().any(|input| same_file(input.as_ref(), output)) {

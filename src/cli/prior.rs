@@ -2,9 +2,10 @@
 
 use super::gather_list::{self, Job};
 use super::method::Signals;
-use super::options::{check_apart, parse_size, parse_threads};
+use super::options::{check_apart, parse_size, parse_threads, same_place};
 use super::prior_options::{
-    PriorOptions, RuntimeOptions, Share, StartFrom, expected_error, families, memory_limit, side_by_side,
+    PriorOptions, RuntimeOptions, Share, StartFrom, Terms, about_gather, at_a_time, expected_error, families,
+    memory_limit, side_by_side,
 };
 use super::{note, tell};
 use clap::Subcommand;
@@ -53,7 +54,8 @@ struct Predict {
     /// Gathers (5, 1000, 70), stacks of them, or directories of .npy gathers
     #[arg(required = true, value_name = "GATHER")]
     gathers: Vec<PathBuf>,
-    /// Maps in m/s, .npy or .h5: (70, 70) for one gather, else (n, 70, 70), not-a-number where a gather cannot be read
+    /// Maps in m/s, .npy or .h5: (70, 70) for one gather, else (n, 70, 70), not-a-number where a gather cannot be read or
+    /// predicted
     #[arg(short, long, value_name = "MAPS")]
     output: PathBuf,
     /// Where the errors go that the prior expects in every cell, m/s, in the maps' shape
@@ -81,6 +83,9 @@ struct Predict {
 
 /// Most maps in a figure.
 const SHEET: usize = 20;
+
+/// Gathers at which a prior may fail before it has predicted one.
+const PATIENCE: usize = 20;
 
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -160,55 +165,60 @@ fn predict(args: &Predict) -> Result<ExitCode> {
     let jobs = gather_list::list(&args.gathers, &survey)?;
     check_outputs(args, &jobs)?;
     let names = StartFrom::priors(&args.prior)?;
-    let opened = args.options.open(&names, args.threads, args.max_memory, Share::Whole, args.quiet)?;
+    let threads = at_a_time(args.threads);
+    let (most, quiet) = (args.max_memory, args.quiet);
+    let terms = Terms { threads: args.threads, at_a_time: threads, most, share: Share::Whole, quiet };
+    let opened = args.options.open(&names, &terms)?;
     args.say(&format!("prior: {}", opened.prior.describe()));
     args.say(&format!("memory: {} for the prior", opened.memory));
-    let threads = match args.threads {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-        n => n,
-    };
     let signals = Signals::install()?;
     let mut sink = Sink::create(args, jobs.len(), &survey)?;
-    let (mut seconds, mut unread) = (0.0, Vec::<Error>::new());
+    let (mut seconds, mut predicted, mut refused, mut failures) = (0.0, 0, 0, Vec::<Error>::new());
     for block in jobs.chunks(threads) {
         let since = Instant::now();
-        let predicted = predict_block(&*opened.prior, block, &survey);
+        let outcomes = predict_block(&*opened.prior, block, &survey);
         seconds += since.elapsed().as_secs_f64();
-        for (job, outcome) in block.iter().zip(predicted) {
-            match outcome? {
-                Ok(prediction) => {
+        for (job, outcome) in block.iter().zip(outcomes) {
+            let failure = match outcome {
+                Ok(Ok(prediction)) => {
                     args.tell_prediction(job, &prediction)?;
                     sink.take(args, job, prediction)?;
+                    predicted += 1;
+                    continue;
                 }
-                // the others keep their places
-                Err(e) => {
-                    // the last one of none that could be read ends all
-                    if unread.len() + 1 < jobs.len() {
-                        note(format_args!("error: {e}"));
-                    }
-                    sink.skip()?;
-                    unread.push(e);
+                Ok(Err(unread)) => unread,
+                Err(failed @ (Error::Input { .. } | Error::Memory(_))) if predicted > 0 || refused < PATIENCE => {
+                    refused += 1;
+                    failed
                 }
+                Err(e) => return Err(e),
+            };
+            // the last one of none that could be read ends all
+            if failures.len() + 1 < jobs.len() {
+                note(format_args!("error: {failure}"));
             }
+            // the others keep their places
+            sink.skip()?;
+            failures.push(failure);
         }
         if signals.stop.load(Ordering::Relaxed) {
             return Err(signals.interruption(None));
         }
     }
     let n = jobs.len();
-    if unread.len() == n
-        && let Some(last) = unread.pop()
+    if failures.len() == n
+        && let Some(last) = failures.pop()
     {
         return Err(last);
     }
     sink.finish(args)?;
     args.say(&format!("{:.3} s a prediction, reading included ({n} in {seconds:.1} s)", seconds / n as f64));
-    let failures = match unread.len() {
+    let without = match failures.len() {
         0 => String::new(),
-        failed => format!("; not-a-number for {failed} of {n} gathers, which could not be read"),
+        failed => format!("; not-a-number for {failed} of {n} gathers, which could not be read or predicted"),
     };
-    args.say(&format!("wrote {}{failures}", args.output.display()));
-    Ok(unread.first().map_or(ExitCode::SUCCESS, |e| ExitCode::from(e.exit_code())))
+    args.say(&format!("wrote {}{without}", args.output.display()));
+    Ok(failures.first().map_or(ExitCode::SUCCESS, |e| ExitCode::from(e.exit_code())))
 }
 
 /// Reads and predicts a few gathers side by side. One that cannot be read is no failure of the prior.
@@ -218,11 +228,7 @@ fn predict_block(prior: &dyn Prior, jobs: &[Job], survey: &Survey) -> Vec<Result
             Ok(observed) => observed,
             Err(unread) => return Ok(Err(unread)),
         };
-        let predicted = predict_one(prior, &observed).map_err(|e| match e {
-            Error::Input { path, problem } => Error::Input { path, problem: format!("{problem} (gather {})", job.id) },
-            other => other,
-        });
-        predicted.map(Ok)
+        predict_one(prior, &observed).map(Ok).map_err(|e| about_gather(e, &job.id))
     };
     side_by_side(jobs, one)
 }
@@ -237,7 +243,7 @@ fn check_outputs(args: &Predict, jobs: &[Job]) -> Result<()> {
     for (i, output) in outputs.iter().enumerate() {
         let fail = |why: &str| Err(Error::Usage(format!("{}: {why}", output.display())));
         check_apart(output, jobs.iter().map(|job| &*job.path).chain(args.prior.iter().map(Path::new)))?;
-        if outputs[..i].contains(output) {
+        if outputs[..i].iter().any(|other| same_place(other, output)) {
             return fail("is named twice; choose another name");
         }
     }

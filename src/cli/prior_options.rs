@@ -7,7 +7,8 @@ use super::recipe_choice::Choice;
 use clap::{Args, ValueEnum};
 use fwi::prior::registry::{self, Found};
 use fwi::prior::{
-    Augment, Combine, Combined, Flipped, Info, Network, Prediction, Replayed, Runtime, RuntimeChoice, Source,
+    Augment, Combine, Combined, Completed, Flipped, InTurns, Info, Network, Prediction, Replayed, Runtime,
+    RuntimeChoice, Source,
 };
 #[cfg(unix)]
 use fwi::prior::{Isolated, WorkerLimits};
@@ -141,13 +142,40 @@ pub fn memory_limit(max_memory: Option<u64>) -> u64 {
     max_memory.unwrap_or_else(|| available_memory().map_or(4 << 30, |free| (free / 2).min(8 << 30)))
 }
 
-/// Which part of the memory priors in processes of their own may take.
+/// Bytes kept from processes of priors' own for what this process does about their predictions: the bundled prior's word, gathers
+/// that are modelled.
+const BESIDE: u64 = 64 << 20;
+
+/// Which part of the memory priors in processes of their own may take, and predictions at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
     /// All of it: they are alone, or gone before the work begins.
     Whole,
     /// Half: what else computes needs the rest.
     Half,
+}
+
+/// On what terms priors are opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Threads of ONNX Runtime and of modelling, 0 for one a core.
+    pub threads: usize,
+    /// Predictions at a time, if there is memory for so many.
+    pub at_a_time: usize,
+    /// `--max-memory`.
+    pub most: Option<u64>,
+    /// What part of the memory processes of their own may take.
+    pub share: Share,
+    /// Say nothing of a runtime that cannot be used.
+    pub quiet: bool,
+}
+
+/// Predictions at a time that `--threads` asks for, 0 for one a core.
+pub fn at_a_time(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    }
 }
 
 /// A prior that is ready.
@@ -169,66 +197,79 @@ enum Ready {
 
 impl PriorOptions {
     /// Opens priors by name or file, those in the binary in this process, files in processes of their own. Together with this
-    /// process they take at most `most` bytes (see [`memory_limit`]), processes of their own `share` of them.
-    pub fn open(
-        &self,
-        names: &[String],
-        threads: usize,
-        most: Option<u64>,
-        share: Share,
-        quiet: bool,
-    ) -> Result<Opened> {
-        let memory = memory_limit(most);
-        let processes = memory.saturating_sub(BASE_BYTES) / if share == Share::Half { 2 } else { 1 };
+    /// process they stay within the memory of the terms (see [`memory_limit`]); fewer predict at a time where it is short.
+    pub fn open(&self, names: &[String], terms: &Terms) -> Result<Opened> {
+        self.ready(names, terms, false)
+    }
+
+    /// The same for the start of an inversion, which wants to know the family and how far off a map may be: where no prior tells,
+    /// the one in the binary does.
+    pub fn open_start(&self, names: &[String], terms: &Terms) -> Result<Opened> {
+        self.ready(names, terms, true).map_err(|error| match error {
+            Error::Memory(what) => Error::Memory(format!("{what}; or take --start gradient")),
+            other => other,
+        })
+    }
+
+    fn ready(&self, names: &[String], terms: &Terms, judged: bool) -> Result<Opened> {
+        let limit = memory_limit(terms.most);
+        let memory = limit.saturating_sub(BASE_BYTES);
+        let share = if terms.share == Share::Half { memory / 2 } else { memory };
         let found = names.iter().map(|name| registry::find(name)).collect::<Result<Vec<_>>>()?;
         let files = found.iter().filter(|f| cfg!(unix) && matches!(f, Found::Files(_))).count() as u64;
-        let each = processes / files.max(1);
-        let mut priors: Vec<Box<dyn Prior>> = vec![];
+        let beside = if files > 0 && (judged || self.tta.is_some()) { BESIDE } else { 0 };
+        let each = share.saturating_sub(beside) / files.max(1);
+        let (mut priors, mut error, mut families) = (vec![], false, false);
         for found in found {
-            let ready = self.runtime.network(found, threads, each, quiet)?;
-            let augment = ready.info().augment();
-            let prior: Box<dyn Prior> = match ready {
-                Ready::Here(network) => Box::new(network),
-                #[cfg(unix)]
-                Ready::Apart(worker) => Box::new(worker),
-            };
-            let augment = self.tta.map_or(augment, |t| match t {
-                TtaArg::Off => Augment::Off,
-                TtaArg::Flip => Augment::Flip,
-                TtaArg::Replay => Augment::Replay,
-            });
-            priors.push(match augment {
-                Augment::Off => prior,
-                Augment::Flip => Box::new(Flipped::new(prior, &Survey::openfwi(), threads)?),
-                Augment::Replay => Box::new(Replayed::new(prior, &Survey::openfwi(), threads)?),
-            });
+            let ready = self.runtime.network(found, terms.threads, each, terms.quiet)?;
+            let manifest = ready.info().manifest.as_ref();
+            error |= manifest.is_some_and(|m| m.error.is_some());
+            families |= manifest.is_some_and(|m| m.families.is_some());
+            priors.push(self.augmented(ready, terms.threads)?);
         }
         let how = if self.combine == CombineArg::Mean { Combine::Mean } else { Combine::Median };
-        let prior = if priors.len() == 1 { priors.remove(0) } else { Box::new(Combined::new(priors, how)?) };
-        let bytes = prior.bytes();
-        if bytes + BASE_BYTES > memory {
-            return Err(Error::Memory(format!(
-                "the prior takes {} MB, more than the limit of {} MB allows; raise --max-memory",
-                bytes >> 20,
-                memory >> 20
-            )));
+        let mut prior = if priors.len() == 1 { priors.remove(0) } else { Box::new(Combined::new(priors, how)?) };
+        if judged
+            && !(error && families)
+            && let Some(bundled) = registry::default_prior()
+        {
+            let judge = self.runtime.network(Found::Bundled(bundled), terms.threads, each, true)?;
+            prior = Box::new(Completed::new(prior, judge.prior()));
         }
-        let apart = each * files;
+        let least = prior.bytes() + prior.bytes_each();
+        if least > memory {
+            let (takes, limit) = (least >> 20, limit >> 20);
+            let problem = format!("the prior takes {takes} MB, more than the limit of {limit} MB allows");
+            return Err(Error::Memory(format!("{problem}; raise --max-memory")));
+        }
+        // more at a time within its share only: the rest is for what else computes
+        let room = share.saturating_sub(each * files + least);
+        let more = room.checked_div(prior.bytes_each()).map_or(usize::MAX, |n| n as usize);
+        let prior = InTurns::new(prior, terms.at_a_time.min(more.saturating_add(1)));
+        let (bytes, apart) = (prior.bytes(), each * files);
         let total = bytes + apart;
         let memory = match files {
             0 => format!("about {} MB", bytes >> 20),
             1 => format!("at most {} MB, {} MB of them in a process of its own", total >> 20, apart >> 20),
             n => format!("at most {} MB, {} MB of them in {n} processes of their own", total >> 20, apart >> 20),
         };
-        Ok(Opened { prior, bytes: total, memory })
+        Ok(Opened { prior: Box::new(prior), bytes: total, memory })
     }
-}
 
-/// A prior that could not be opened for the start of an inversion, which can do without.
-pub fn or_gradient(error: Error) -> Error {
-    match error {
-        Error::Memory(what) => Error::Memory(format!("{what}; or take --start gradient")),
-        other => other,
+    /// A network with the test-time augmentation that is asked for, or that its manifest names.
+    fn augmented(&self, ready: Ready, threads: usize) -> Result<Box<dyn Prior>> {
+        let named = ready.info().augment();
+        let prior = ready.prior();
+        let augment = self.tta.map_or(named, |t| match t {
+            TtaArg::Off => Augment::Off,
+            TtaArg::Flip => Augment::Flip,
+            TtaArg::Replay => Augment::Replay,
+        });
+        Ok(match augment {
+            Augment::Off => prior,
+            Augment::Flip => Box::new(Flipped::new(prior, &Survey::openfwi(), threads)?),
+            Augment::Replay => Box::new(Replayed::new(prior, &Survey::openfwi(), threads)?),
+        })
     }
 }
 
@@ -252,6 +293,12 @@ impl RuntimeOptions {
     /// Files of others are opened by a second process of this program.
     #[cfg(unix)]
     fn apart(&self, source: &Source, threads: usize, memory: u64, quiet: bool) -> Result<Ready> {
+        if memory < LEAST_PROCESS {
+            let (path, left) = (source.model.display(), memory >> 20);
+            return Err(Error::Memory(format!(
+                "{path}: {left} MB are left for the prior's process; raise --max-memory"
+            )));
+        }
         let program = std::env::current_exe().map_err(|e| Error::io("fwi", "find", e))?;
         let limits = WorkerLimits { memory, ..WorkerLimits::default() };
         let arguments = vec![WORKER.to_string()];
@@ -278,6 +325,27 @@ impl Ready {
             #[cfg(unix)]
             Self::Apart(worker) => worker.info(),
         }
+    }
+
+    fn prior(self) -> Box<dyn Prior> {
+        match self {
+            Self::Here(network) => Box::new(network),
+            #[cfg(unix)]
+            Self::Apart(worker) => Box::new(worker),
+        }
+    }
+}
+
+/// Least memory with which a process of a prior's own can start, bytes.
+#[cfg(unix)]
+const LEAST_PROCESS: u64 = 16 << 20;
+
+/// What a prior fails with, with the gather that it was asked about.
+pub fn about_gather(error: Error, id: &str) -> Error {
+    match error {
+        Error::Input { path, problem } => Error::Input { path, problem: format!("{problem} (gather {id})") },
+        Error::Memory(problem) => Error::Memory(format!("{problem} (gather {id})")),
+        other => other,
     }
 }
 
@@ -313,10 +381,10 @@ pub fn expected_error(prediction: &Prediction) -> Option<f64> {
     Some(error.iter().map(|&e| f64::from(e)).sum::<f64>() / error.len() as f64)
 }
 
-/// Least error that is believed of a prior, m/s.
-const LEAST_ERROR: f64 = 10.0;
+/// Least error that is believed of a prior, and the largest that makes sense: the span of the velocities, m/s.
+const ERRORS: (f64, f64) = (10.0, 3000.0);
 
-/// The errors that a prior expects of its map, m/s, as standard deviations of a start; not below what is believed of one.
+/// The errors that a prior expects of its map, m/s, as standard deviations of a start; within what is believed of one.
 pub fn confidence(prediction: &Prediction) -> Option<Array2<f64>> {
-    prediction.error.as_ref().map(|e| e.mapv(|e| f64::from(e).max(LEAST_ERROR)))
+    prediction.error.as_ref().map(|e| e.mapv(|e| f64::from(e).clamp(ERRORS.0, ERRORS.1)))
 }

@@ -72,10 +72,11 @@ impl Choice {
                 (Recipe::for_group(group), why)
             }
             (Self::Open, Some((class, _))) => {
-                let Classification { group, family, probability, .. } = class;
-                let own = class.families.iter().find(|(f, _)| f == family).map_or(0.0, |p| p.1);
-                let (percent, own) = (100.0 * probability, 100.0 * own);
-                let why = format!("for the group {group} ({percent:.0}%), likeliest family {family} ({own:.0}%)");
+                let Classification { group, probability, .. } = class;
+                let family = class.likeliest().map_or(String::new(), |(family, own)| {
+                    format!(", likeliest family {family} ({:.0}%)", 100.0 * own)
+                });
+                let why = format!("for the group {group} ({:.0}%){family}", 100.0 * probability);
                 (Recipe::for_group(*group), why)
             }
         };

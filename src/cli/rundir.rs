@@ -17,6 +17,8 @@ const LOG: &str = "log.jsonl";
 pub const RESULT: &str = "result.json";
 /// Where the inversion began, for the result of a run that is resumed.
 const ORIGIN: &str = "start.json";
+/// The start of a run that has left no word of it.
+pub const UNKNOWN: &str = "that of the run resumed";
 /// Longest [`ORIGIN`] that is read, bytes.
 const MAX_ORIGIN: u64 = 1 << 20;
 /// The map found, (70, 70) f32.
@@ -54,6 +56,9 @@ pub struct Origin {
     /// The recipe's name or file, if it follows one.
     #[serde(default)]
     pub recipe: Option<String>,
+    /// Checksum of the gather's samples, if it was kept.
+    #[serde(default)]
+    pub gather: Option<String>,
 }
 
 /// One line of the log, as far as it is read again.
@@ -207,6 +212,16 @@ impl RunDir {
         file.write_all(line.as_bytes()).map_err(|e| Error::io(self.path.join(LOG), "write", e))
     }
 
+    /// Whether there are standard deviations of the result.
+    pub fn has_uncertainty(&self) -> bool {
+        self.file(UNCERTAINTY).exists()
+    }
+
+    /// Removes the standard deviations of a map that is about to be replaced.
+    pub fn forget_uncertainty(&self) -> Result<()> {
+        [UNCERTAINTY, UNCERTAINTY_FIGURE].iter().try_for_each(|name| self.remove(name))
+    }
+
     /// Saves where the inversion begins.
     pub fn write_origin(&self, origin: &Origin) -> Result<()> {
         let text = serde_json::to_string_pretty(origin).expect("texts and numbers");
@@ -220,7 +235,7 @@ impl RunDir {
             let known = fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_ORIGIN);
             known.then(|| fs::read(&path).ok()).flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok())
         };
-        read().unwrap_or(Origin { start: "that of the run resumed".into(), prior: None, recipe: None })
+        read().unwrap_or(Origin { start: UNKNOWN.into(), prior: None, recipe: None, gather: None })
     }
 
     /// Writes the result, which marks the run as complete.

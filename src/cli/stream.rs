@@ -7,6 +7,7 @@
 
 use fwi::{Error, Propagator, Result};
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard};
@@ -104,7 +105,10 @@ fn work<A, B>(blocks: &Mutex<Receiver<Block<A>>>, next: SyncSender<Block<B>>, st
     loop {
         let taken = lock(blocks).recv();
         let Ok((place, block)) = taken else { return };
-        if next.send((place, block.and_then(&step))).is_err() {
+        // the others would wait for this block for ever
+        let broken = |_| Err(Error::Numerical("a thread broke down".into()));
+        let made = catch_unwind(AssertUnwindSafe(|| block.and_then(&step))).unwrap_or_else(broken);
+        if next.send((place, made)).is_err() {
             return;
         }
     }
@@ -128,7 +132,7 @@ fn write_blocks<C>(
             match encoded.recv() {
                 Ok((at, samples)) => drop(early.insert(at, samples)),
                 Err(_) if stop.load(Ordering::Relaxed) && early.is_empty() => return Ok(done),
-                // a thread has panicked, which the scope passes on
+                // nobody is left to send it
                 Err(_) => return Err(Error::Numerical("the modelling ended early".into())),
             }
         };
@@ -214,6 +218,17 @@ mod tests {
         let done = stream(n, flow, stop, read, |m: Vec<Model>| p.forward(&m), Ok, |g| writer.append(g.data.view()))?;
         writer.finish()?;
         Ok(done)
+    }
+
+    #[test]
+    fn a_thread_that_breaks_down_ends_all() {
+        let gather = Gather::new(Array3::zeros((1, 1, 1)));
+        let p = Instantly { survey: Survey::openfwi(), gather, lanes: 3, jitter: false };
+        let read = |i| Ok(Model { vp: Array2::zeros((1, 1)), vmin: i as f64 });
+        let model = |m: Vec<Model>| if m[0].vmin == 6.0 { panic!("of a test") } else { p.forward(&m) };
+        let flow = Flow { readers: 2, ..Flow::of(&p, 30) };
+        let error = stream(20, flow, &AtomicBool::new(false), read, model, Ok, |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("a thread broke down"), "{error}");
     }
 
     #[test]

@@ -6,10 +6,11 @@ use super::gather_list::{self, npy_files, stem};
 use super::method::Signals;
 use super::note;
 use super::options::{check_apart, maps_of};
+use super::rundir::{RESULT, VELOCITY};
 use fwi::io::{Maps, write_submission};
 use fwi::{Error, Result, Survey};
 use ndarray::Array2;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Place {
 struct Found {
     places: BTreeMap<String, Place>,
     stacks: Vec<Maps>,
+    /// Ids of maps that are named one by one.
+    single: BTreeSet<String>,
 }
 
 /// Runs the command.
@@ -102,6 +105,10 @@ impl Found {
     fn add(&mut self, input: &Path, asked: Option<&[String]>, survey: &Survey) -> Result<()> {
         if input.is_dir() {
             let of_batch = input.join(MAPS);
+            if input.join(RESULT).is_file() && !of_batch.is_dir() {
+                let problem = format!("is the directory of one inversion; copy its {VELOCITY} to ID.npy and name that");
+                return Err(Error::input(input, problem));
+            }
             let files = npy_files(if of_batch.is_dir() { &of_batch } else { input })?;
             if files.is_empty() {
                 let problem = "holds no map; name an output directory of fwi batch, or one of ID.npy";
@@ -114,7 +121,13 @@ impl Found {
         let ids = match (maps.len(), asked) {
             (n, Some(asked)) if n == asked.len() => asked.to_vec(),
             (1, _) => {
-                self.places.insert(stem(input), Place::File(input.to_path_buf()));
+                let id = stem(input);
+                if !self.single.insert(id.clone()) {
+                    let problem =
+                        format!("is the second file called {id}, which is the gather's name; give each its own");
+                    return Err(Error::input(input, problem));
+                }
+                self.places.insert(id, Place::File(input.to_path_buf()));
                 return Ok(());
             }
             (n, Some(asked)) => {

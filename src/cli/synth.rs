@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long)]
     middle_flip: bool,
     /// Samples in a file: a kill loses those of the file at work, and of the one before until it is on disk
-    #[arg(long, value_name = "N", default_value = "500", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value = "500", value_parser = clap::value_parser!(u64).range(1..=30_000))]
     per_file: u64,
     /// How files are laid out
     #[arg(long, value_enum, default_value = "hdf5")]
@@ -133,7 +133,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     note(format_args!("{} samples to make{there}; memory: about {memory} MB besides wave fields", missing.len()));
     let done = make(&store, &missing, dispatch.as_ref(), flow, &signals)?;
     if (done as u64) < missing.len() {
-        return Err(signals.interruption(Some(&args.output)));
+        let saved = missing.present + done as u64 > 0;
+        return Err(signals.interruption(saved.then_some(&*args.output)));
     }
     note(format_args!("wrote {}", args.output.display()));
     Ok(ExitCode::SUCCESS)

@@ -36,7 +36,11 @@ impl Tally {
         let bar = (std::io::stderr().is_terminal() && !quiet).then(|| {
             let style =
                 ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}, {eta} left").expect("a valid template");
-            ProgressBar::new(total as u64).with_style(style).with_position(known.len() as u64)
+            let bar = ProgressBar::new(total as u64).with_style(style).with_position(known.len() as u64);
+            // the rate is that of this run
+            bar.tick();
+            bar.reset_eta();
+            bar
         });
         let since = Instant::now();
         let state = Counted {

@@ -99,6 +99,16 @@ pub struct Classification {
     pub mirror_rms: Option<f64>,
 }
 
+impl Classification {
+    /// The likeliest family of the group and its probability, unless others of the group are as likely.
+    pub fn likeliest(&self) -> Option<(Family, f64)> {
+        let own = self.families.iter().find(|(f, _)| *f == self.family)?.1;
+        let group = Group::of(self.family);
+        let tied = |(f, p): &(Family, f64)| *f != self.family && Group::of(*f) == group && *p >= own;
+        (!self.families.iter().any(tied)).then_some((self.family, own))
+    }
+}
+
 /// Classifies a gather from its mirror symmetry and what a prior predicts of it.
 pub fn classify(survey: &Survey, observed: &Observed, prediction: &Prediction) -> Classification {
     let mirror = mirror_rms(survey, observed);

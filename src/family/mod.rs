@@ -21,8 +21,8 @@ use ndarray::s;
 /// two agree to rounding then, and differ by 0.1 and more otherwise (real OpenFWI gathers).
 pub const MIRROR_RMS: f64 = 1e-4;
 
-/// Rms difference between the first shot and the mirrored last one, over the samples that count; `None` where the
-/// acquisition is not mirrored or a trace is masked.
+/// Rms difference between the first shot and the mirrored last one, over the samples of which both count; `None` where the
+/// acquisition is not mirrored, or traces are masked in half of the pairs or more.
 pub fn mirror_rms(survey: &Survey, observed: &Observed) -> Option<f64> {
     let mirrored = |x: usize| survey.nx - 1 - x;
     let (first, last) = (survey.sources.first()?, survey.sources.last()?);
@@ -32,17 +32,21 @@ pub fn mirror_rms(survey: &Survey, observed: &Observed) -> Option<f64> {
         survey.receivers.iter().position(|q| q.z == p.z && q.x == mirrored(p.x))
     };
     let partners: Option<Vec<usize>> = (0..survey.receivers.len()).map(partner).collect();
+    let partners = partners.filter(|_| sources_mirror)?;
     let live = &observed.mask.live;
     let n = survey.sources.len() - 1;
-    let complete = live.row(0).iter().chain(live.row(n)).all(|&l| l);
-    let partners = partners.filter(|_| sources_mirror && complete)?;
+    let both: Vec<(usize, usize)> =
+        partners.into_iter().enumerate().filter(|&(r, p)| live[[0, r]] && live[[n, p]]).collect();
+    if 2 * both.len() <= survey.receivers.len() {
+        return None;
+    }
     let mut sum = 0.0;
-    for (r, &p) in partners.iter().enumerate() {
+    for &(r, p) in &both {
         let a = observed.gather.data.slice(s![0, ..observed.mask.nt, r]);
         let b = observed.gather.data.slice(s![n, ..observed.mask.nt, p]);
         sum += a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
     }
-    Some((sum / (partners.len() * observed.mask.nt) as f64).sqrt())
+    Some((sum / (both.len() * observed.mask.nt) as f64).sqrt())
 }
 
 /// The family as far as the gather shows it: "FlatVel" for horizontally constant maps, else "unknown".

@@ -286,6 +286,11 @@ mod tests {
             (format!("{head}start = \"best\"\ntimes = 0\n{stage}"), "1 to 100 times, not 0"),
             (format!("{head}fallback = \"none\"\n{stage}"), "fallback: no recipe is called \"none\"; there are"),
             (format!("{head}{stage}smoothing = -1.0"), "stage \"a\": smoothing must be above 0"),
+            (format!("{head}{stage}stall = {{ window = 5, decrease = 0.1, step = 1 }}"), "unknown field `step`"),
+            (
+                format!("{head}{stage}stall = {{ window = 5, decrease = 0.1 }}\nnewton = {{ noise = [0.01] }}"),
+                "stage \"a\": a stall ends L-BFGS only",
+            ),
         ] {
             let message = Recipe::parse(&text, 1e-3).unwrap_err().to_string();
             assert!(message.contains(part) && message.lines().count() == 1, "{message}");

@@ -84,8 +84,10 @@ impl Inversion<'_> {
             (None, None) => self.run_stage(state, carried.take(), clock, observer),
         });
         match ran {
-            // the maps of the attempts before stand
-            Err(Error::Numerical(why)) if !state.earlier.is_empty() => Ok(Halt::All(StopReason::BrokeDown { why })),
+            // the maps of the attempts and stages before stand
+            Err(Error::Numerical(why)) if !(state.earlier.is_empty() && state.stages.is_empty()) => {
+                Ok(Halt::All(StopReason::BrokeDown { why }))
+            }
             ran => ran,
         }
     }

@@ -85,6 +85,7 @@ impl fmt::Display for Kind {
 
 /// When a stage has had its share: the misfit fell by less than a fraction over some iterations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Stall {
     /// Iterations looked back over.
     pub window: usize,
@@ -104,7 +105,7 @@ pub struct Stage {
     /// Evaluations (one forward and one adjoint each) at most in this stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_evals: Option<u64>,
-    /// Ends the stage when progress dries up.
+    /// Ends the stage when progress dries up; for L-BFGS, not for Gauss-Newton steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall: Option<Stall>,
     /// Ends the stage when the rms of the unfiltered residual falls to this, in the data's units.
@@ -215,6 +216,9 @@ impl Stage {
                 return fail("Gauss-Newton takes neither a misfit besides l2 and lowpass:hz nor a smoothing".into());
             }
             newton.validate().or_else(|e| fail(e.to_string()))?;
+            if self.stall.is_some() {
+                return fail("a stall ends L-BFGS only; Gauss-Newton takes a step for each noise".into());
+            }
         }
         if let Some(lbfgs) = &self.lbfgs {
             if self.newton.is_some() || self.smoothing.is_some() {

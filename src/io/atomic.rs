@@ -10,6 +10,8 @@ use tempfile::NamedTempFile;
 pub const TMP_PREFIX: &str = ".fwi-";
 /// Names of unfinished files end with this.
 pub const TMP_SUFFIX: &str = ".tmp";
+/// Characters of a finished file's name that an unfinished one keeps: systems limit names to 255 bytes.
+pub(crate) const TMP_NAME: usize = 50;
 
 /// An unfinished file beside `path`. Dropping it removes it; [`Pending::commit`] puts it in its place.
 pub(crate) struct Pending {
@@ -60,8 +62,7 @@ fn directory(path: &Path) -> PathBuf {
 }
 
 fn new_tmp(path: &Path) -> io::Result<NamedTempFile> {
-    // of a long name only a part, since systems limit names to 255 bytes
-    let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(50).collect();
+    let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(TMP_NAME).collect();
     let prefix = format!("{TMP_PREFIX}{}-{name}-", std::process::id());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(TMP_SUFFIX).rand_bytes(8);

@@ -26,6 +26,7 @@ mod writer;
 
 pub use array::{ArrayFile, Limits, split_entry};
 pub(crate) use atomic::Pending;
+pub(crate) use atomic::TMP_NAME;
 pub use atomic::{TMP_PREFIX, TMP_SUFFIX, write_atomic, write_unsynced};
 pub use dtype::{DType, Element};
 pub use items::{Gathers, Maps, read_gather, read_map};

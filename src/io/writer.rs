@@ -30,6 +30,9 @@ pub fn write_array<T: Element, D: Dimension>(path: impl AsRef<Path>, array: Arra
     writer.finish()
 }
 
+/// Chunks that the HDF5 library's index of a growing dataset can hold.
+const HDF5_ITEMS: usize = 131_060;
+
 /// Writes a stack of equal items one by one, .npy or HDF5 (a chunk an item) by extension.
 ///
 /// Nothing appears at the path before [`ArrayWriter::finish`]; dropped before, the unfinished file is removed.
@@ -55,7 +58,7 @@ impl ArrayWriter {
     /// Begins a file of items of shape `item`, stored as `dtype` ([`DType::F32`] or [`DType::F64`]).
     ///
     /// With `expected`, [`ArrayWriter::finish`] refuses any other number of items. Errors: [`Error::Usage`] for an
-    /// extension other than .npy, .h5, .hdf5, another `dtype`, or an empty item; [`Error::Io`] when the system refuses.
+    /// extension other than .npy, .h5, .hdf5, another `dtype`, an empty item, or more of them expected than HDF5 takes; [`Error::Io`] when the system refuses.
     pub fn create(
         path: impl AsRef<Path>,
         item: &[usize],
@@ -75,6 +78,9 @@ impl ArrayWriter {
             Some("npy") => false,
             Some("h5" | "hdf5") if item.iter().product::<usize>() * dtype.size() > u32::MAX as usize => {
                 return usage("an HDF5 chunk holds at most 4 GiB; write smaller items, or .npy");
+            }
+            Some("h5" | "hdf5") if expected.is_some_and(|n| n > HDF5_ITEMS) => {
+                return usage(&format!("an HDF5 file holds at most {HDF5_ITEMS} items; write .npy"));
             }
             Some("h5" | "hdf5") => true,
             _ => return usage("arrays are written as .npy, .h5 or .hdf5; give the name one of these"),

@@ -94,6 +94,8 @@ fn axis(panel: &CurvePanel, horizontal: bool) -> Axis {
         true => Axis::log(lo, hi),
         // shares and the like stand on zero
         false if !horizontal && !panel.y.downwards && lo >= 0.0 => Axis::linear(0.0, 1.04 * hi),
+        // one value in the middle
+        false if lo == hi => Axis::linear(lo - lo.abs().mul_add(0.01, 1.0), hi + hi.abs().mul_add(0.01, 1.0)),
         false => Axis::linear(lo, hi),
     }
 }

@@ -7,13 +7,13 @@
 use super::combine::Combine;
 use super::{Prediction, Prior};
 use crate::wave::{CpuOptions, Propagator, build};
-use crate::{Gather, Model, Observed, Position, Result, Survey};
+use crate::{Error, Gather, Model, Observed, Position, Result, Survey};
 use ndarray::{Array2, Array3, ArrayView2, s};
 
 /// The mean of a prior's map and of what it says about the mirrored gather, mirrored back; likewise of the expected
 /// errors and the families.
 ///
-/// Where the first prediction is no map that can be modelled, it stands alone.
+/// Where the first prediction is no map that can be modelled, or the network fails at the mirrored gather, it stands alone.
 pub struct Flipped {
     prior: Box<dyn Prior>,
     survey: Survey,
@@ -34,7 +34,7 @@ impl Flipped {
         let partner: Vec<Option<usize>> = survey.sources.iter().map(|p| find(&survey.sources, p)).collect();
         let receiver: Option<Vec<usize>> = survey.receivers.iter().map(|p| find(&survey.receivers, p)).collect();
         let receiver = receiver.ok_or_else(|| {
-            crate::Error::Usage("gathers can be mirrored only where the receivers are their own mirror image".into())
+            Error::Usage("gathers can be mirrored only where the receivers are their own mirror image".into())
         })?;
         let alone = survey.sources.iter().zip(&partner).filter(|(_, p)| p.is_none()).map(|(s, _)| *s);
         let sources: Vec<Position> = alone.collect();
@@ -90,7 +90,12 @@ impl Flipped {
             Some(p) => Some(p.forward(std::slice::from_ref(&model))?.remove(0)),
             None => None,
         };
-        let second = super::predict_one(&*self.prior, &self.mirror(observed, modelled))?;
+        let second = match super::predict_one(&*self.prior, &self.mirror(observed, modelled)) {
+            Ok(second) => second,
+            // a network may fail at a gather that it was not asked about
+            Err(Error::Input { .. }) => return Ok(first),
+            Err(error) => return Err(error),
+        };
         let back = Prediction {
             velocity: mirrored(second.velocity.view()),
             error: second.error.map(|e| mirrored(e.view())),
@@ -115,7 +120,11 @@ impl Prior for Flipped {
     }
 
     fn bytes(&self) -> u64 {
+        self.prior.bytes()
+    }
+
+    fn bytes_each(&self) -> u64 {
         // the fields of a shot, and gathers
-        self.prior.bytes() + (16 << 20)
+        self.prior.bytes_each() + (16 << 20)
     }
 }

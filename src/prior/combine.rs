@@ -96,27 +96,17 @@ impl Prior for Combined {
     fn bytes(&self) -> u64 {
         self.priors.iter().map(|p| p.bytes()).sum()
     }
+
+    /// They predict one after the other.
+    fn bytes_each(&self) -> u64 {
+        self.priors.iter().map(|p| p.bytes_each()).max().unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::Constant;
     use super::*;
-
-    struct Constant(f32, Option<f32>, Option<Vec<(Family, f64)>>);
-
-    impl Prior for Constant {
-        fn describe(&self) -> String {
-            self.0.to_string()
-        }
-        fn predict(&self, gathers: &[Observed]) -> Result<Vec<Prediction>> {
-            let map = |v| Array2::from_elem((2, 3), v);
-            let one = Prediction { velocity: map(self.0), error: self.1.map(map), families: self.2.clone() };
-            Ok(vec![one; gathers.len()])
-        }
-        fn bytes(&self) -> u64 {
-            1
-        }
-    }
 
     fn combined(how: Combine, list: Vec<Constant>) -> Prediction {
         let priors = list.into_iter().map(|c| Box::new(c) as Box<dyn Prior>).collect();

@@ -47,7 +47,7 @@ fn attempt<T>(path: &Path, what: &str, call: impl FnOnce() -> std::result::Resul
 }
 
 /// Whether a runtime says that memory has run out, in the words of the system, the C++ library, tract or ONNX Runtime.
-fn out_of_memory(problem: &str) -> bool {
+pub(super) fn out_of_memory(problem: &str) -> bool {
     let words = ["out of memory", "cannot allocate memory", "failed to allocate", "bad_alloc", "bad allocation"];
     let problem = problem.to_ascii_lowercase();
     words.iter().any(|w| problem.contains(w)) || problem.contains("memory allocation of")

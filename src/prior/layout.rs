@@ -6,7 +6,8 @@
 //!
 //! Whether such a map is in m/s, or 0..1 or -1..1 for 1500..4500 m/s, is found out by a trial: the network predicts the
 //! map of [`trial_map`] from its gather, which is modelled exactly. The reading that is nearest is taken, if it is
-//! within 800 m/s on average; else the file is refused, and needs a manifest.
+//! within 800 m/s on average, no other units would be much nearer and the output has to do with the map at all; else the file is
+//! refused, and needs a manifest.
 
 use super::graph::{F16, F32, Graph, Port};
 use super::manifest::Manifest;
@@ -32,6 +33,8 @@ pub(super) struct Layout {
     velocity: Reading,
     error: Option<(String, f32)>,
     families: Option<(String, Vec<Family>)>,
+    /// Mean error of the trial map, m/s, where it settled the units.
+    trial: Option<f64>,
 }
 
 /// How the map is read: from which output, and metres a second from its numbers.
@@ -48,6 +51,13 @@ const READINGS: [(f32, f32, &str); 3] =
     [(1.0, 0.0, "m/s"), (3000.0, 1500.0, "0..1 for 1500..4500 m/s"), (1500.0, 3000.0, "-1..1 for 1500..4500 m/s")];
 /// Mean error of the trial map above which a reading is no reading, m/s.
 const NEAR: f64 = 800.0;
+/// A reading further off than so many times the error of the best straight line through the trial, and [`SLACK`], is none either: the
+/// network then knows the map well and gives it in other units, such as deviations from a mean.
+const TIMES_THE_LINE: f64 = 2.5;
+/// See [`TIMES_THE_LINE`], m/s.
+const SLACK: f64 = 50.0;
+/// Correlation with the trial map below which an output says nothing about it.
+const RELATED: f64 = 0.5;
 
 /// What to do about a network that is not understood.
 const CURE: &str = "write a manifest.toml beside it (the documentation of fwi::prior::manifest shows the keys)";
@@ -102,6 +112,7 @@ impl Layout {
             velocity,
             error,
             families,
+            trial: None,
         })
     }
 
@@ -131,14 +142,22 @@ impl Layout {
         };
         let tried = READINGS.iter().map(|&(scale, offset, _)| (error(scale, offset), scale, offset));
         let (off, scale, offset) = tried.min_by(|a, b| a.0.total_cmp(&b.0)).expect("there are three");
-        if off > NEAR {
+        let best = regression(&map, &truth);
+        let unrelated = best.correlation < RELATED;
+        let other_units = off > TIMES_THE_LINE * error(best.scale, best.offset) + SLACK;
+        if off > NEAR || other_units || unrelated {
             let (low, high) = map.iter().fold((f32::MAX, f32::MIN), |(l, h), &y| (l.min(y), h.max(y)));
+            let hint = match unrelated {
+                true => String::new(),
+                false => format!(" ({:.3} y + {:.0} m/s comes nearest)", best.scale, best.offset),
+            };
             let problem = format!(
-                "predicts {low:.3}..{high:.3} for a map of 1600..3600 m/s, which is that map neither in m/s nor as 0..1 or -1..1; {CURE}"
+                "predicts {low:.3}..{high:.3} for a map of 1600..3600 m/s, which is that map neither in m/s nor as 0..1 or -1..1{hint}; {CURE}"
             );
             return Err(Error::input(&self.path, problem));
         }
         self.velocity = Reading::Known { output: output.clone(), scale, offset };
+        self.trial = Some(off);
         Ok(())
     }
 
@@ -153,7 +172,8 @@ impl Layout {
             }
             Reading::Unknown => "not known yet".into(),
         };
-        format!("input {:?} {:?}{step}; map {units}", self.input, self.shape)
+        let trial = self.trial.map_or(String::new(), |off| format!(", {off:.0} m/s off on the trial map"));
+        format!("input {:?} {:?}{step}; map {units}{trial}", self.input, self.shape)
     }
 
     /// The network's input for the samples of a gather, see [`samples`](super::samples).
@@ -201,6 +221,31 @@ impl Layout {
         });
         Ok(Prediction { velocity, error, families: families.transpose()? })
     }
+}
+
+/// The straight line through a trial: metres a second from a network's numbers.
+struct Line {
+    scale: f32,
+    offset: f32,
+    /// Of the numbers with the map, 0 where they do not vary.
+    correlation: f64,
+}
+
+fn regression(map: &Array2<f32>, truth: &Array2<f64>) -> Line {
+    let n = truth.len() as f64;
+    let mean = |of: &mut dyn Iterator<Item = f64>| of.sum::<f64>() / n;
+    let y = mean(&mut map.iter().map(|&y| f64::from(y)));
+    let t = mean(&mut truth.iter().copied());
+    let (mut yy, mut yt, mut tt) = (0.0, 0.0, 0.0);
+    for (&a, &b) in map.iter().zip(truth) {
+        let (a, b) = (f64::from(a) - y, b - t);
+        yy += a * a;
+        yt += a * b;
+        tt += b * b;
+    }
+    let scale = if yy > 0.0 { yt / yy } else { 0.0 };
+    let correlation = if yy > 0.0 { yt / (yy * tt).sqrt() } else { 0.0 };
+    Line { scale: scale as f32, offset: (t - scale * y) as f32, correlation }
 }
 
 fn names(ports: &[Port]) -> String {

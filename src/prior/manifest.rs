@@ -179,8 +179,11 @@ pub enum MaeMaps {
     Real,
 }
 
+/// The file of a manifest that names none.
+pub(super) const DEFAULT_MODEL: &str = "model.onnx";
+
 fn model_onnx() -> String {
-    "model.onnx".into()
+    DEFAULT_MODEL.into()
 }
 
 fn one() -> f32 {
@@ -193,6 +196,14 @@ impl Manifest {
         let bytes = read_capped(path, MAX_BYTES, "a manifest, which is a page of text")?;
         let text = String::from_utf8(bytes).map_err(|_| Error::input(path, "is no UTF-8 text; expected TOML"))?;
         Self::parse(&text, path)
+    }
+
+    /// Whether a file called `manifest.toml` is meant as one of these: other programs keep theirs under that name, too. One that
+    /// cannot be read, or is no TOML, may be.
+    pub(super) fn is_one(path: &Path) -> bool {
+        let text = read_capped(path, MAX_BYTES, "a manifest").ok().and_then(|b| String::from_utf8(b).ok());
+        let table = text.and_then(|t| t.parse::<toml::Table>().ok());
+        table.is_none_or(|t| t.contains_key("sha256") || t.contains_key("velocity"))
     }
 
     /// Checks the text of a manifest; `path` is for messages.

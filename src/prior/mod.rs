@@ -3,7 +3,8 @@
 //! A [`Prior`] takes observed gathers and gives a [`Prediction`] each. [`Network`] runs an ONNX file in this process,
 //! [`Isolated`] in a child process with a memory and a time limit, which is where files of strangers belong; [`Flipped`]
 //! averages a prior with its own view of the mirrored gather, [`Replayed`] shows it what its maps miss, [`Combined`] takes the
-//! mean or median of several.
+//! mean or median of several, [`Completed`] has another one tell what a prior does not, and [`InTurns`] bounds how many predict at
+//! a time.
 //! [`registry`] finds priors by name: those in the binary and those in the user's folders.
 //!
 //! A [`Manifest`] beside the file tells how to feed a network and how to read it; without one the common layouts are
@@ -12,6 +13,7 @@
 
 mod augment;
 mod combine;
+mod complete;
 mod engine;
 pub mod graph;
 pub mod layout;
@@ -20,15 +22,18 @@ mod network;
 pub mod registry;
 mod replay;
 pub mod runtime;
+mod turns;
 #[cfg(unix)]
 pub mod worker;
 
 pub use augment::Flipped;
 pub use combine::{Combine, Combined};
+pub use complete::Completed;
 pub use manifest::{Augment, Mae, MaeMaps, Manifest};
 pub use network::{Info, Network, Source};
 pub use replay::Replayed;
 pub use runtime::{Runtime, RuntimeChoice};
+pub use turns::InTurns;
 #[cfg(unix)]
 pub use worker::{Isolated, WorkerLimits};
 
@@ -73,11 +78,16 @@ pub trait Prior: Send + Sync {
     ///
     /// Errors: [`Error::Usage`] for a gather of another shape than OpenFWI's,
     /// [`Error::Input`] when the network cannot be run or gives something other than finite
-    /// velocities.
+    /// velocities, [`Error::Memory`] when there is too little memory to run it.
     fn predict(&self, gathers: &[Observed]) -> Result<Vec<Prediction>>;
 
     /// Bytes that it holds in this process, about.
     fn bytes(&self) -> u64;
+
+    /// Bytes that every call of [`predict`](Self::predict) takes besides while it lasts, about.
+    fn bytes_each(&self) -> u64 {
+        0
+    }
 }
 
 impl<P: Prior + ?Sized> Prior for Arc<P> {
@@ -91,6 +101,10 @@ impl<P: Prior + ?Sized> Prior for Arc<P> {
 
     fn bytes(&self) -> u64 {
         (**self).bytes()
+    }
+
+    fn bytes_each(&self) -> u64 {
+        (**self).bytes_each()
     }
 }
 
@@ -120,6 +134,23 @@ pub fn predict_one(prior: &dyn Prior, gather: &Observed) -> Result<Prediction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Predicts a velocity, an error and families, whatever the gather.
+    pub(super) struct Constant(pub f32, pub Option<f32>, pub Option<Vec<(Family, f64)>>);
+
+    impl Prior for Constant {
+        fn describe(&self) -> String {
+            self.0.to_string()
+        }
+        fn predict(&self, gathers: &[Observed]) -> Result<Vec<Prediction>> {
+            let map = |v| Array2::from_elem((2, 3), v);
+            let one = Prediction { velocity: map(self.0), error: self.1.map(map), families: self.2.clone() };
+            Ok(vec![one; gathers.len()])
+        }
+        fn bytes(&self) -> u64 {
+            1
+        }
+    }
 
     #[test]
     fn a_given_map_is_trusted_the_less_the_further_it_lies_from_the_predicted_one() {

@@ -3,7 +3,7 @@
 use super::engine::{self, Engine};
 use super::graph::{Graph, GraphLimits, read_capped};
 use super::layout::Layout;
-use super::manifest::{Augment, Mae, Manifest};
+use super::manifest::{Augment, DEFAULT_MODEL, Mae, Manifest};
 #[cfg(unix)]
 use super::manifest::{MAX_NAME, is_text};
 use super::runtime::{Runtime, one_line};
@@ -25,8 +25,8 @@ pub struct Source {
 impl Source {
     /// From what a user names: an ONNX file, a manifest, or a folder with a `manifest.toml`.
     ///
-    /// The manifest of `x.onnx` is `x.toml` beside it, or else a `manifest.toml` that names it. Errors: as
-    /// [`Manifest::read`], and [`Error::Io`] where there is no such file.
+    /// The manifest of `x.onnx` is `x.toml` beside it, or else a `manifest.toml` that names it, or leaves out the name where there is no
+    /// `model.onnx`; a `manifest.toml` of other programs does not count. Errors: as [`Manifest::read`], and [`Error::Io`] where there is no such file.
     pub fn of(path: &Path) -> Result<Self> {
         let manifest = if path.is_dir() {
             Some(path.join("manifest.toml"))
@@ -34,16 +34,22 @@ impl Source {
             path.extension().is_some_and(|e| e == "toml").then(|| path.to_path_buf())
         };
         if let Some(manifest) = manifest {
-            let model = manifest.with_file_name(Manifest::read(&manifest)?.model);
+            let named = manifest.with_file_name(Manifest::read(&manifest)?.model);
+            let own = manifest.with_extension("onnx");
+            let model = if !named.exists() && own.is_file() { own } else { named };
             return Ok(Self { model, manifest: Some(manifest) });
         }
         std::fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
         let own = path.with_extension("toml");
         let folder = path.with_file_name("manifest.toml");
-        let names_it = |m: &Path| Manifest::read(m).map(|m| path.file_name().is_some_and(|f| *f == *m.model));
+        let names_it = |m: &Path| {
+            let named = m.with_file_name(Manifest::read(m)?.model);
+            let by_default = named.ends_with(DEFAULT_MODEL) && !named.exists();
+            Ok::<_, Error>(by_default || named.file_name() == path.file_name())
+        };
         let manifest = if own.is_file() {
             Some(own)
-        } else if folder.is_file() && names_it(&folder)? {
+        } else if folder.is_file() && Manifest::is_one(&folder) && names_it(&folder)? {
             Some(folder)
         } else {
             None
@@ -190,9 +196,16 @@ impl Prior for Network {
     fn bytes(&self) -> u64 {
         memory(&self.info)
     }
+
+    fn bytes_each(&self) -> u64 {
+        ACTIVATIONS
+    }
 }
 
-/// Bytes that loading takes at its highest: the file, the decoded file, the weights as f32, and activations.
+/// Bytes that loading takes at its highest: the file, the decoded file, and the weights as f32.
 fn memory(info: &Info) -> u64 {
-    2 * info.bytes + 4 * info.parameters + (16 << 20)
+    2 * info.bytes + 4 * info.parameters
 }
+
+/// Bytes of a prediction's activations, as the bundled prior's take; larger networks run in processes of their own.
+const ACTIVATIONS: u64 = 16 << 20;

@@ -97,8 +97,12 @@ impl Prior for Replayed {
     }
 
     fn bytes(&self) -> u64 {
+        self.prior.bytes()
+    }
+
+    fn bytes_each(&self) -> u64 {
         // fields of all shots at a time, and gathers in f64
         let gather = 8 * self.survey.sources.len() * self.survey.nt * self.survey.receivers.len();
-        self.prior.bytes() + (16 << 20) + 4 * gather as u64
+        self.prior.bytes_each() + (16 << 20) + 4 * gather as u64
     }
 }

@@ -28,7 +28,7 @@ pub const SHAPE: (usize, usize) = (70, 70);
 pub const RANGE: (f64, f64) = (1500.0, 4500.0);
 
 /// Number of the way in which maps are drawn and augmented: raised with every change that gives other maps.
-pub const GENERATOR: u32 = 2;
+pub const GENERATOR: u32 = 3;
 
 /// Map `number` of `family` under `seed`: (70, 70), m/s, within 1500..4500.
 pub fn draw(family: Family, seed: u64, number: u64) -> Array2<f32> {

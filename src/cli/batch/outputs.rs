@@ -57,8 +57,9 @@ pub(super) fn report(args: &Args, plan: &Plan, engines: &Engines, before: usize)
 }
 
 /// The line of an outcome; for a failure, its exit code too.
-pub(super) fn line(job: &Job, outcome: &Result<Outcome>) -> (Line, Option<u8>) {
-    let about = Line { id: job.id.clone(), gather: job.path.clone(), index: job.index, ..Line::default() };
+pub(super) fn line(job: &Job, key: &str, outcome: &Result<Outcome>) -> (Line, Option<u8>) {
+    let (id, gather, key) = (job.id.clone(), job.path.clone(), Some(key.to_string()));
+    let about = Line { id, gather, index: job.index, key, ..Line::default() };
     match outcome {
         Ok(o) => {
             let line = Line {

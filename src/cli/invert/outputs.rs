@@ -10,7 +10,7 @@ use crate::cli::rundir::{
 };
 use fwi::invert::{Inversion, Outcome, StopReason, Uncertainty};
 use fwi::io::{write_array, write_atomic};
-use fwi::{Result, family, plot};
+use fwi::{Error, Result, family, plot};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -70,6 +70,9 @@ pub(super) fn write_outputs(
 ) -> Result<()> {
     let propagator = engines.finest();
     let map = &outcome.model.vp;
+    if uncertainty.is_none() {
+        dir.forget_uncertainty()?;
+    }
     write_array(dir.file(VELOCITY), map.mapv(|v| v as f32).view())?;
     let synthetic = propagator.forward(std::slice::from_ref(&outcome.model))?.remove(0);
     let png = |name: &str, bytes: Vec<u8>| write_atomic(dir.file(name), |w| w.write_all(&bytes));
@@ -138,6 +141,10 @@ pub(super) fn conclude(args: &Args, way: &Way, outcome: &Outcome, dir: &RunDir, 
         // a stage's own limit is an end like others
         StopReason::MaxEvals { .. } if args.until.max_evals.is_some_and(|n| outcome.evaluations >= n) => {
             Ok(ExitCode::SUCCESS)
+        }
+        StopReason::BrokeDown { ref why } if outcome.attempts.len() < 2 => {
+            dir.finish()?;
+            Err(Error::Numerical(format!("{why}; the map of the stages before it was kept")))
         }
         _ => dir.finish().map(|()| ExitCode::SUCCESS),
     }

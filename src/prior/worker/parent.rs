@@ -1,5 +1,6 @@
 //! The parent: it starts the child, asks it, and says what has become of it.
 
+use super::super::engine::out_of_memory;
 use super::super::network::{Info, Source};
 use super::super::runtime::{RuntimeChoice, one_line};
 use super::super::{Prediction, Prior, RECEIVERS, SAMPLES, SHOTS, samples};
@@ -41,7 +42,8 @@ impl Isolated {
     /// Starts `program arguments..`, which must call [`serve`](super::serve), and has it open the network, see
     /// [`Network::open`](super::super::Network::open).
     ///
-    /// Errors: those of the network; [`Error::Input`] also when the child dies of it or takes too much time.
+    /// Errors: those of the network; [`Error::Input`] also when the child dies of it or takes too much time, [`Error::Memory`] when
+    /// it dies for want of memory.
     pub fn open(
         program: PathBuf,
         arguments: Vec<String>,
@@ -66,13 +68,23 @@ impl Isolated {
         self.trouble.as_deref()
     }
 
+    /// In place of a child that has died.
+    fn restart(&self) -> Result<Worker> {
+        let (worker, info, _) = Worker::start(&self.program, &self.arguments, &self.opening, self.limits)?;
+        if info != self.info {
+            let problem = io::Error::other("it or its manifest was changed while in use; begin anew");
+            return Err(Error::io(&self.opening.source.model, "read again", problem));
+        }
+        Ok(worker)
+    }
+
     fn predict_one(&self, gather: &Observed) -> Result<Prediction> {
         let samples = samples(gather)?;
         debug_assert_eq!(samples.len(), SHOTS * SAMPLES * RECEIVERS);
         let mut slot = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         let mut worker = match slot.take() {
             Some(worker) => worker,
-            None => Worker::start(&self.program, &self.arguments, &self.opening, self.limits)?.0,
+            None => self.restart()?,
         };
         match worker.ask(&samples, self.limits.time) {
             Ok(Reply::Predicted(flat)) => {
@@ -151,6 +163,13 @@ impl Worker {
         let _ = self.child.kill();
         let status = self.child.wait();
         let words = self.last_words.take().and_then(|t| t.join().ok()).filter(|w| !w.is_empty());
+        if died && words.as_deref().is_some_and(out_of_memory) {
+            let path = opening.source.model.display();
+            let most = limits.memory >> 20;
+            return Error::Memory(format!(
+                "{path}: does not fit into the {most} MB of the prior's process; raise --max-memory, or it is broken"
+            ));
+        }
         let words = words.map_or(String::new(), |w| format!(" ({w})"));
         let problem = if late {
             format!("took more than {} s in the prior's process; it is too large or hostile", limits.time.as_secs())
@@ -199,7 +218,8 @@ fn last_line(stderr: impl Read) -> String {
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
                 // notes follow a panic's own line
-                if !text.trim().is_empty() && !text.starts_with("note:") {
+                let note = text.starts_with("note:") || text.starts_with("skipping backtrace");
+                if !text.trim().is_empty() && !note {
                     last = text.trim().to_string();
                 }
             }

@@ -175,15 +175,33 @@ impl Augment {
                 continue;
             }
             let partner = || draw(family, seed.wrapping_add(PARTNERS.wrapping_mul(place as u64 + 1)), number);
-            map = kind.apply(&map, family, partner, &mut own);
+            let mut changed = kind.apply(&map, family, partner, &mut own);
             if matches!(family, Family::FlatVelA | Family::FlatVelB) {
-                let middle = map.column(map.ncols() / 2).to_owned();
-                map.columns_mut().into_iter().for_each(|mut column| column.assign(&middle));
+                let middle = changed.column(changed.ncols() / 2).to_owned();
+                changed.columns_mut().into_iter().for_each(|mut column| column.assign(&middle));
             }
             let (least, most) = VELOCITIES;
-            map.mapv_inplace(|v| if is_integer(family) { v.round() } else { v }.clamp(least, most));
+            changed.mapv_inplace(|v| if is_integer(family) { v.round() } else { v }.clamp(least, most));
+            // noise is asked for as such; of the others none may make a map one of another family
+            if kind == Kind::Noise || bears_mark(family, &changed) || !bears_mark(family, &map) {
+                map = changed;
+            }
         }
         map
+    }
+}
+
+/// Whether a map has what tells its family from the others, as far as a single map shows it: layers that get faster downwards
+/// (FlatVel_A, CurveVel_A), or something that changes along the line (curved and faulted families).
+fn bears_mark(family: Family, map: &Array2<f32>) -> bool {
+    let faster =
+        || map.columns().into_iter().all(|c| c.iter().zip(c.iter().skip(1)).all(|(above, below)| above <= below));
+    let level = || map.rows().into_iter().all(|r| r.iter().all(|v| *v == r[0]));
+    match family {
+        Family::FlatVelA => faster(),
+        Family::CurveVelA => faster() && !level(),
+        Family::FlatVelB | Family::StyleA | Family::StyleB => true,
+        _ => !level(),
     }
 }
 
@@ -233,6 +251,21 @@ impl FromStr for Augment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Layers get faster downwards, curves and faults stay, whatever is done to a map.
+    #[test]
+    fn a_map_stays_of_its_family() {
+        let list: Augment = "crop,cutmix,fault,rotate,elastic,shift,stretch,scale".parse().unwrap();
+        for family in Family::ALL {
+            let changed = (0..20).map(|i| (draw(family, 3, i), list.apply(draw(family, 3, i), family, 3, i)));
+            let changed: Vec<_> = changed.collect();
+            assert!(changed.iter().all(|(_, map)| bears_mark(family, map)), "{family}");
+            assert!(changed.iter().filter(|(before, map)| before != map).count() > 10, "{family}");
+        }
+        let noisy: Augment = "noise".parse().unwrap();
+        let map = noisy.apply(draw(Family::CurveVelA, 3, 0), Family::CurveVelA, 3, 0);
+        assert!(!bears_mark(Family::CurveVelA, &map));
+    }
 
     /// Integer layers with a step across, so that every change shows.
     fn layered() -> Array2<f32> {

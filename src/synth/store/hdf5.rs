@@ -14,11 +14,11 @@
 use super::super::{Origin, Recipe, SHAPE};
 use super::deflate::{LEVEL, packed};
 use super::{Encoded, Layout, Part, PartWriter, Sample, same_map, same_recipe};
-use crate::io::{Pending, hdf5_call};
+use crate::io::{Pending, TMP_NAME, hdf5_call};
 use crate::{Error, Family, Result, Survey};
 use ndarray::{Array, Dimension};
 use rust_hdf5::{DatatypeMessage, H5Dataset, H5File, Hdf5Error};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// A chunked dataset.
@@ -80,10 +80,11 @@ impl Layout for Files {
     fn owns(&self, name: &str) -> bool {
         let first = self.path.file_name().unwrap_or_default().to_string_lossy();
         let (stem, extension) = first.rsplit_once('.').unwrap_or((&first, ""));
-        let number = name.strip_prefix(stem).and_then(|n| n.strip_suffix(extension)?.strip_suffix('.'));
-        number.is_some_and(|n| {
-            n.is_empty() || n.strip_prefix('-').is_some_and(|n| n.len() == 5 && n.bytes().all(|b| b.is_ascii_digit()))
-        })
+        let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
+        let cut = |name: String| name.chars().take(TMP_NAME).map(digits).collect::<String>();
+        let like = |end: &str| cut(format!("{stem}{end}.{extension}")) == cut(name.to_string());
+        let begins = stem.chars().take(TMP_NAME).collect::<String>();
+        name.starts_with(&begins) && (like("") || like("-00000"))
     }
 
     fn parts(&self, n: u64) -> Vec<Part> {
@@ -104,8 +105,10 @@ impl Layout for Files {
             let first = file.dataset("velocity")?.shape()[0] as u64;
             Ok((file.attr_string("recipe")?, first))
         });
-        let damaged =
-            |e| Error::input(&part.path, format!("holds no set of fwi synth ({e}); choose another -o, or remove it"));
+        let damaged = |e: std::io::Error| match e.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::StaleNetworkFileHandle => Error::io(&part.path, "read", e),
+            _ => Error::input(&part.path, format!("holds no set of fwi synth ({e}); choose another -o, or remove it")),
+        };
         let (recipe, len) = read.map_err(damaged)?;
         same_recipe(&part.path, &self.recipe, &recipe)?;
         if len > 0 {
@@ -277,5 +280,12 @@ mod tests {
         assert!(
             !["set2.h5", "other.h5", "set-a0001.h5", "set-00012.npy", "set-1-00001.h5"].iter().any(|n| files.owns(n))
         );
+        // of long names a part is left
+        for stem in ["s".repeat(46), "s".repeat(64)] {
+            let files = Files::new(Path::new(&format!("{stem}.h5")), &recipe).unwrap();
+            let cut = |end: &str| format!("{stem}{end}").chars().take(TMP_NAME).collect::<String>();
+            assert!([".h5", "-00012.h5"].iter().all(|end| files.owns(&cut(end))), "{stem}");
+            assert!(!files.owns(&cut("")[1..]), "{stem}");
+        }
     }
 }

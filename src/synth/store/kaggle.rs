@@ -66,16 +66,16 @@ impl Files {
 /// Keeps the recipe, or compares it with the one that is there.
 pub(super) fn record(directory: &Path, recipe: &Recipe) -> Result<()> {
     let path = directory.join(RECORD);
-    match fs::read_to_string(&path) {
-        Ok(text) => same_recipe(&path, recipe, &text),
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&path, "read", e)),
-        Err(_) => match Family::ALL.iter().find(|f| directory.join(f.name()).exists()) {
-            Some(f) => {
-                let problem = format!("holds {f} but no {RECORD} of fwi synth; choose another -o");
-                Err(Error::input(directory, problem))
-            }
-            None => write_atomic(&path, |w| writeln!(w, "{}", recipe.to_json())),
-        },
+    let made = Family::ALL.iter().find(|f| directory.join(f.name()).exists());
+    match (fs::read_to_string(&path), made) {
+        (Err(e), _) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&path, "read", e)),
+        (Ok(text), Some(_)) => same_recipe(&path, recipe, &text),
+        (Err(_), Some(f)) => {
+            let problem = format!("holds {f} but no {RECORD} of fwi synth; choose another -o");
+            Err(Error::input(directory, problem))
+        }
+        // a run that came to nothing binds nobody
+        (_, None) => write_atomic(&path, |w| writeln!(w, "{}", recipe.to_json())),
     }
 }
 

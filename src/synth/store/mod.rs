@@ -276,15 +276,20 @@ impl Appender {
 fn hold(path: &Path, name: &Path, layout: &dyn Layout) -> Result<File> {
     let fail = |e| Error::io(path, "create", e);
     let mut lock = File::options().read(true).write(true).create(true).truncate(false).open(name).map_err(fail)?;
-    if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
-        let message = format!("{}: another fwi is writing it; wait or choose another -o", path.display());
-        return Err(Error::Usage(message));
-    }
+    let alone = match lock.try_lock() {
+        Ok(()) => true,
+        Err(fs::TryLockError::WouldBlock) => {
+            let message = format!("{}: another fwi is writing it; wait or choose another -o", path.display());
+            return Err(Error::Usage(message));
+        }
+        // a file system without locks: a writer elsewhere may be at work
+        Err(fs::TryLockError::Error(_)) => false,
+    };
     let (mut last, own) = (String::new(), std::process::id().to_string());
     // anything but a number was not written here
     let _ = lock.read_to_string(&mut last);
     let dead = last == own || !Path::new("/proc").join(&last).exists();
-    if last.parse::<u32>().is_ok() && dead {
+    if alone && dead && last.parse::<u32>().is_ok() {
         let prefix = format!("{TMP_PREFIX}{last}-");
         for entry in layout.directories().iter().filter_map(|d| fs::read_dir(d).ok()).flatten().flatten() {
             let file = entry.file_name().to_string_lossy().into_owned();

@@ -71,6 +71,11 @@ network("f16", (1, 5, 1000, 70), kind=TensorProto.FLOAT16)
 
 # layouts that are refused
 network("kilometres", (1, 5, 1000, 70), scale=1000.0)
+network("deviations", (1, 5, 1000, 70), scale=850.0, offset=2800.0)
+network("fractions", (1, 5, 1000, 70), scale=4500.0)
+nodes, weights = body()
+constant = [tensor("layers", np.full((70, 1), 2500.0), np.float32) if w.name == "layers" else w for w in weights]
+write("constant", nodes, [info("gather", (1, 5, 1000, 70))], [info("velocity", (1, 1, 70, 70))], constant)
 network("odd_rate", (1, 5, 300, 70))
 network("batch_of_8", (8, 5, 1000, 70))
 network("six_shots", (1, 6, 1000, 70))
