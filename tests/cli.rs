@@ -250,13 +250,16 @@ fn invert_writes_everything_and_resumes() {
     let unfinished = run.join(".fwi-4194305-abcdefgh.tmp");
     fs::write(&unfinished, "half").unwrap();
 
+    // deviations of a map that will be replaced
+    fs::write(run.join("uncertainty.npy"), "of before").unwrap();
+
     // resumed and uninterrupted runs, one and two threads: the same bits
     command(&bench, &format!("{invert} -o run --max-evals 9 --resume --quiet")).assert().code(0).stderr("").stdout("");
     command(&bench, &format!("{invert} -o whole --max-evals 9 --threads 1 -q")).assert().code(0).stderr("").stdout("");
     let whole = bench.path("whole");
     assert_eq!(fs::read(run.join("velocity.npy")).unwrap(), fs::read(whole.join("velocity.npy")).unwrap());
     assert_eq!(log_without_times(&run), log_without_times(&whole));
-    assert!(!unfinished.exists());
+    assert!(!unfinished.exists() && !run.join("uncertainty.npy").exists());
 
     // begun anew, and ended by itself: nothing to resume
     let rms = r["data_rms"].as_f64().unwrap();

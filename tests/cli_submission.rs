@@ -80,7 +80,7 @@ fn mistakes_are_told_in_one_line_and_leave_what_was_there() {
         fs::write(dir.join(format!("test/{id}.npy")), "").unwrap();
     }
     write_array(dir.join("maps/a.npy"), smooth_map(0.0).view()).unwrap();
-    write_array(dir.join("one/a.npy"), smooth_map(0.0).view()).unwrap();
+    write_array(dir.join("one/velocity.npy"), smooth_map(0.0).view()).unwrap();
     fs::create_dir(dir.join("inversion")).unwrap();
     fs::write(dir.join("inversion/result.json"), "{}").unwrap();
     write_array(dir.join("inversion/velocity.npy"), smooth_map(0.0).view()).unwrap();
@@ -95,7 +95,7 @@ fn mistakes_are_told_in_one_line_and_leave_what_was_there() {
         ("submission three.npy --gathers test -o s.csv", 3, "three.npy: holds 3 maps for 2 gathers"),
         ("submission empty -o s.csv", 3, "empty: holds no map"),
         ("submission inversion -o s.csv", 3, "inversion: is the directory of one inversion; copy its velocity.npy"),
-        ("submission maps/a.npy one/a.npy -o s.csv", 3, "one/a.npy: is the second file called a"),
+        ("submission inversion/velocity.npy one/velocity.npy -o s.csv", 3, "is the second map called velocity.npy"),
         ("submission test -o s.csv", 3, "test/a.npy"),
         ("submission none.npy -o s.csv", 4, "none.npy"),
         ("submission nan.npy -o s.csv", 3, "nan.npy: map 0 holds NaN"),

@@ -12,6 +12,7 @@ use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
 use fwi::family::Recipe;
 use fwi::invert::{Attempt, Outcome, Settings, Stage, Start, Task, bytes_per_inversion, invert_many, matrix_bytes};
+use fwi::io::split_entry;
 use fwi::wave::Dispatch;
 use fwi::{Error, Propagator, Result, Survey};
 use sha2::{Digest, Sha256};
@@ -97,17 +98,21 @@ impl Plan {
         settings.chain(self.recipes.is_empty().then_some(&self.settings))
     }
 
-    /// Checksum of all that decides what becomes of gathers, but for themselves and the limits, which may change from run to run.
+    /// Checksum of all that decides what becomes of gathers, but for what files of gathers and starting maps hold and the limits,
+    /// which may change from run to run.
     fn key(&self, engines: &Engines) -> String {
         let mut hash = Sha256::new();
         let prior = self.start.opened().map(|opened| opened.prior.describe());
         let arithmetic = (engines.coarse.arithmetic(), engines.fine.as_ref().map(|f| f.arithmetic()));
         let settings = |s: &Settings| Settings { max_evals: None, time_limit: None, target_rms: None, ..s.clone() };
-        // however its name is spelled
-        let file =
-            matches!(self.start, Starts::Maps(..)).then(|| Path::new(&self.start_name).canonicalize().ok()).flatten();
-        let start = file.unwrap_or_else(|| PathBuf::from(&self.start_name));
-        hash.update(format!("{start:?}{prior:?}{arithmetic:?}{:?}", settings(&self.settings)));
+        let (file, entry) = split_entry(Path::new(&self.start_name));
+        let start = match self.start {
+            // however its name is spelled
+            Starts::Maps(..) => file.canonicalize().unwrap_or(file),
+            _ => file,
+        };
+        let family = if let Choice::Family(family) = &self.choice { Some(family) } else { None };
+        hash.update(format!("{start:?}{entry:?}{prior:?}{family:?}{arithmetic:?}{:?}", settings(&self.settings)));
         let recipes: BTreeMap<_, _> = self.recipes.iter().collect();
         for attempt in recipes.values().copied().flatten() {
             hash.update(format!("{:?}", Attempt { settings: settings(&attempt.settings), ..attempt.clone() }));
@@ -129,7 +134,7 @@ impl Plan {
         }
         if others > 0 {
             let problem = format!(
-                "{} holds {others} maps made with another start, recipe, settings or version",
+                "{} holds {others} maps made with another start, prior, recipe, settings or engine",
                 output.display()
             );
             return Err(Error::Usage(format!(

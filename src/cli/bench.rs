@@ -179,6 +179,8 @@ impl Families {
 /// Everything that the inversions share.
 struct Bench<'a> {
     args: &'a Families,
+    /// Bytes besides the prior's.
+    budget: u64,
     survey: Survey,
     choice: Choice,
     prior: Option<Opened>,
@@ -210,9 +212,11 @@ fn families(args: &Families) -> Result<ExitCode> {
         }
     };
     // the prior stays
-    let engine = args.engine.with_budget(args.engine.budget()?.saturating_sub(prior.as_ref().map_or(0, |p| p.bytes)));
+    let budget = args.engine.budget()?.saturating_sub(prior.as_ref().map_or(0, |p| p.bytes));
+    let engine = args.engine.with_budget(budget);
     let bench = Bench {
         args,
+        budget,
         modelling: engine.modelling().propagator(survey.clone())?,
         coarse: engine.propagator(survey.clone())?,
         fine: engine.refined().map(|e| e.propagator(survey.clone())).transpose()?,
@@ -307,6 +311,9 @@ impl Bench<'_> {
         if outcome.stop == StopReason::Cancelled {
             return Err(self.signals.interruption(self.args.json.as_deref()));
         }
+        if let Some(why) = outcome.broke_down() {
+            return Err(Error::Numerical(why.into()));
+        }
         let kept = kept(&attempts, &outcome);
         let (maps, name) = (set.origin.clone(), kept.recipe.clone());
         let mut case = Case::new(set.family, maps, number as u64, key, name, &outcome, truth, evaluation_seconds);
@@ -327,9 +334,8 @@ impl Bench<'_> {
         let newton = matrix_bytes(stages.clone(), self.args.uncertainty, &self.survey, self.args.engine.threads)?;
         let fields = larger_fields(&*self.coarse, self.fine.as_deref(), stages);
         let prior = self.prior.as_ref().map_or(0, |opened| opened.bytes);
-        let budget = self.args.engine.budget()?.saturating_sub(prior);
-        if newton + fields > budget {
-            let (all, limit) = ((newton + fields) >> 20, budget >> 20);
+        if newton + fields > self.budget {
+            let (all, limit) = ((newton + fields) >> 20, self.budget >> 20);
             let cure = match newton {
                 0 => "raise --max-memory",
                 _ => "raise --max-memory, or take a recipe without Gauss-Newton stages: --recipe continuation",

@@ -108,6 +108,17 @@ struct Way {
     newton: u64,
 }
 
+impl Plan {
+    /// Where the inversion begins, for its directory.
+    fn origin(&self, prior: Option<serde_json::Value>, recipe: Option<String>) -> Origin {
+        let map = match &self.start {
+            Some(Start::Map(map)) => Some(checksum(map)),
+            _ => None,
+        };
+        Origin { start: self.from.name(), prior, recipe, gather: Some(checksum(&self.observed.gather.data)), map }
+    }
+}
+
 impl Args {
     fn plan(&self) -> Result<Plan> {
         let survey = Survey::openfwi();
@@ -143,7 +154,7 @@ impl Args {
         let name = plan.from.name();
         let chosen = plan.choice.settle(None, plan.survey.dt)?;
         let recipe = chosen.as_ref().map(|c| c.source.clone());
-        let origin = Origin { start: name.clone(), prior: None, recipe, gather: Some(checksum(&plan.observed)) };
+        let origin = plan.origin(None, recipe);
         let start = plan.start.clone().unwrap_or(Start::Gradient);
         Ok(Beginning { first: FirstStart { start, name, confidence: None }, origin, chosen })
     }
@@ -173,7 +184,7 @@ impl Args {
         });
         let name = plan.from.name();
         let recipe = asked.chosen.as_ref().map(|c| c.source.clone());
-        let origin = Origin { start: name.clone(), prior: Some(said), recipe, gather: Some(checksum(&plan.observed)) };
+        let origin = plan.origin(Some(said), recipe);
         let first = FirstStart { start: asked.start, name, confidence: asked.confidence };
         Ok(Beginning { first, origin, chosen: asked.chosen })
     }
@@ -182,11 +193,13 @@ impl Args {
     fn check_same(&self, plan: &Plan, dir: &RunDir, output: &Path) -> Result<()> {
         let origin = dir.origin();
         let fail = |problem: String| Err(Error::Usage(format!("{}: {problem}", output.display())));
-        if origin.gather.as_ref().is_some_and(|kept| *kept != checksum(&plan.observed)) {
+        let here = plan.origin(None, None);
+        if origin.gather.is_some() && origin.gather != here.gather {
             return fail("holds the inversion of another gather; choose another -o".into());
         }
-        let (asked, begun) = (plan.from.name(), &origin.start);
-        let same = asked == *begun || plan.from.files().iter().any(|file| same_file(file, Path::new(begun)));
+        let (asked, begun) = (&here.start, &origin.start);
+        // the same map, wherever it lies
+        let same = if origin.map.is_some() && here.map.is_some() { origin.map == here.map } else { asked == begun };
         if (self.start.is_some() || !self.prior.is_empty()) && *begun != UNKNOWN && !same {
             return fail(format!("the inversion began from {begun}, not from {asked}; choose another -o, or --force"));
         }
@@ -374,10 +387,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     conclude(&args, &way, &outcome, &dir, &signals)
 }
 
-/// Of a gather's samples, hex.
-fn checksum(observed: &Observed) -> String {
+/// Of the numbers of an array, hex.
+fn checksum<'a>(numbers: impl IntoIterator<Item = &'a f64>) -> String {
     let mut hash = Sha256::new();
-    observed.gather.data.iter().for_each(|x| hash.update(x.to_le_bytes()));
+    numbers.into_iter().for_each(|x| hash.update(x.to_le_bytes()));
     hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 

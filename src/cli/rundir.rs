@@ -59,6 +59,9 @@ pub struct Origin {
     /// Checksum of the gather's samples, if it was kept.
     #[serde(default)]
     pub gather: Option<String>,
+    /// The same of the starting map, if one was given.
+    #[serde(default)]
+    pub map: Option<String>,
 }
 
 /// One line of the log, as far as it is read again.
@@ -235,7 +238,7 @@ impl RunDir {
             let known = fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_ORIGIN);
             known.then(|| fs::read(&path).ok()).flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok())
         };
-        read().unwrap_or(Origin { start: UNKNOWN.into(), prior: None, recipe: None, gather: None })
+        read().unwrap_or(Origin { start: UNKNOWN.into(), prior: None, recipe: None, gather: None, map: None })
     }
 
     /// Writes the result, which marks the run as complete.

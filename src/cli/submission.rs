@@ -10,7 +10,7 @@ use super::rundir::{RESULT, VELOCITY};
 use fwi::io::{Maps, write_submission};
 use fwi::{Error, Result, Survey};
 use ndarray::Array2;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -48,8 +48,6 @@ enum Place {
 struct Found {
     places: BTreeMap<String, Place>,
     stacks: Vec<Maps>,
-    /// Ids of maps that are named one by one.
-    single: BTreeSet<String>,
 }
 
 /// Runs the command.
@@ -122,9 +120,9 @@ impl Found {
             (n, Some(asked)) if n == asked.len() => asked.to_vec(),
             (1, _) => {
                 let id = stem(input);
-                if !self.single.insert(id.clone()) {
-                    let problem =
-                        format!("is the second file called {id}, which is the gather's name; give each its own");
+                // as fwi invert calls all of its maps
+                if input.ends_with(VELOCITY) && self.places.contains_key(&id) {
+                    let problem = format!("is the second map called {VELOCITY}; name each by its gather, as ID.npy");
                     return Err(Error::input(input, problem));
                 }
                 self.places.insert(id, Place::File(input.to_path_buf()));

@@ -32,7 +32,7 @@ pub struct Args {
     seed: u64,
     /// What is done to the maps, in order, each name with a probability if wanted: flip:0.5,elastic. There are crop, affine,
     /// flip, stretch, elastic, fault, cutmix, mixup, noise, rotate, shift, scale. FlatVel maps stay horizontally constant:
-    /// what becomes of their middle column becomes of all
+    /// what becomes of their middle column becomes of all. What would make a map one of another family is left out
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = parse_augment)]
     augment: Augment,
     /// Store gathers as f16
@@ -47,7 +47,7 @@ pub struct Args {
     /// Store the middle shot of the mirrored map, too: with it, a gather is flipped exactly
     #[arg(long)]
     middle_flip: bool,
-    /// Samples in a file: a kill loses those of the file at work, and of the one before until it is on disk
+    /// Samples in a file, at most 30,000: a kill loses those of the file at work, and of the one before until it is on disk
     #[arg(long, value_name = "N", default_value = "500", value_parser = clap::value_parser!(u64).range(1..=30_000))]
     per_file: u64,
     /// How files are laid out

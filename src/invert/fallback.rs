@@ -101,7 +101,8 @@ pub struct FirstStart {
 /// the lowest data rms, its counts and seconds those of all attempts together. `inversion` makes the inversion of an
 /// attempt's settings.
 ///
-/// Errors without an attempt, and as [`Inversion::run`] does; a fall-back whose numbers break down only ends.
+/// Errors without an attempt, and as [`Inversion::run`] does; numbers that break down later than in the first stage of the first
+/// attempt only end theirs, see [`Outcome::broke_down`].
 pub fn invert_with_fallbacks<'a>(
     attempts: &[Attempt],
     first: &FirstStart,

@@ -77,7 +77,7 @@ pub enum StopReason {
         /// What the line search said.
         why: String,
     },
-    /// The numbers of a fall-back broke down; the maps of the attempts before it stand.
+    /// The numbers broke down; the maps of the attempts and stages before stand.
     BrokeDown {
         /// What happened.
         why: String,
@@ -210,6 +210,20 @@ impl Outcome {
     /// Name of the recipe whose map is the result, if it was by recipes.
     pub fn kept_recipe(&self) -> Option<&str> {
         self.attempts.iter().find(|a| a.kept).map(|a| &a.recipe[..])
+    }
+
+    /// Why the numbers broke down in the first attempt, if they did and no fall-back has mended it: the map is that of the stages
+    /// before.
+    pub fn broke_down(&self) -> Option<&str> {
+        let stop = match self.attempts.first() {
+            None => &self.stop,
+            Some(first) if first.kept => &first.stop,
+            Some(_) => return None,
+        };
+        match stop {
+            StopReason::BrokeDown { why } => Some(why),
+            _ => None,
+        }
     }
 }
 

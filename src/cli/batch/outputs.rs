@@ -9,7 +9,7 @@ use crate::cli::tally::Tally;
 use fwi::invert::Outcome;
 use fwi::io::{Limits, read_map};
 use fwi::wave::Dispatch;
-use fwi::{Propagator, Result, plot};
+use fwi::{Error, Propagator, Result, plot};
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
@@ -72,7 +72,11 @@ pub(super) fn line(job: &Job, key: &str, outcome: &Result<Outcome>) -> (Line, Op
                 attempts: o.attempts.clone(),
                 ..about
             };
-            (line, None)
+            // the map stays until it is done again
+            match o.broke_down().map(|why| Error::Numerical(why.into())) {
+                Some(e) => (Line { error: Some(e.to_string()), ..line }, Some(e.exit_code())),
+                None => (line, None),
+            }
         }
         Err(e) => (Line { error: Some(e.to_string()), ..about }, Some(e.exit_code())),
     }

@@ -135,16 +135,16 @@ pub(super) fn conclude(args: &Args, way: &Way, outcome: &Outcome, dir: &RunDir, 
         outcome.data_rms, outcome.evaluations, outcome.seconds, outcome.stop
     ));
     args.say(&format!("wrote {}", dir.file(VELOCITY).display()));
+    if let Some(why) = outcome.broke_down() {
+        dir.finish()?;
+        return Err(Error::Numerical(format!("{why}; the map is that of the stages before")));
+    }
     match outcome.stop {
         StopReason::Cancelled => Err(signals.interruption(args.output.as_deref())),
         StopReason::TimeLimit { .. } => Ok(ExitCode::SUCCESS),
         // a stage's own limit is an end like others
         StopReason::MaxEvals { .. } if args.until.max_evals.is_some_and(|n| outcome.evaluations >= n) => {
             Ok(ExitCode::SUCCESS)
-        }
-        StopReason::BrokeDown { ref why } if outcome.attempts.len() < 2 => {
-            dir.finish()?;
-            Err(Error::Numerical(format!("{why}; the map of the stages before it was kept")))
         }
         _ => dir.finish().map(|()| ExitCode::SUCCESS),
     }

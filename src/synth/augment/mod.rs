@@ -18,7 +18,8 @@
 //! What is sampled outside the map is the nearest cell at its edge, as the operator continues maps. Layered families are
 //! sampled at the nearest cell, so that no new velocities appear at interfaces; Style maps bilinearly. Families of
 //! integer velocities are rounded where an augmentation computes new ones. FlatVel maps stay horizontally constant: what
-//! becomes of their middle column becomes of all. Results stay within 1500..4500 m/s.
+//! becomes of their middle column becomes of all. Results stay within 1500..4500 m/s. What would take a map out of its family
+//! is left out, but for noise.
 
 mod blend;
 mod warp;

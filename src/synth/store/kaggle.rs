@@ -74,6 +74,7 @@ pub(super) fn record(directory: &Path, recipe: &Recipe) -> Result<()> {
             let problem = format!("holds {f} but no {RECORD} of fwi synth; choose another -o");
             Err(Error::input(directory, problem))
         }
+        (Ok(text), None) if serde_json::from_str::<Recipe>(&text).is_err() => same_recipe(&path, recipe, &text),
         // a run that came to nothing binds nobody
         (_, None) => write_atomic(&path, |w| writeln!(w, "{}", recipe.to_json())),
     }
