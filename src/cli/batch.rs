@@ -6,7 +6,7 @@ use super::engine::Engine;
 use super::gather_list::{self, Job, MapPerGather};
 use super::method::{Method, Signals, Until};
 use super::note;
-use super::options::same_file;
+use super::options::{same_file, short_digest};
 use super::prior_options::{Opened, PriorOptions, Share, StartFrom, Terms, at_a_time};
 use super::recipe_choice::{Choice, load as load_recipe};
 use super::tally::Tally;
@@ -117,7 +117,7 @@ impl Plan {
         for attempt in recipes.values().copied().flatten() {
             hash.update(format!("{:?}", Attempt { settings: settings(&attempt.settings), ..attempt.clone() }));
         }
-        hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+        short_digest(hash)
     }
 
     /// Errors where maps that a batch has left in `output` are of other gathers or were made in another way.

@@ -7,7 +7,7 @@ use super::engine::{BASE_BYTES, Engine};
 use super::evaluate::{parse_maps, read_maps};
 use super::method::Signals;
 use super::note;
-use super::options::{check_apart, larger_fields, parse_duration, parse_pairs};
+use super::options::{check_apart, larger_fields, parse_duration, parse_pairs, short_digest};
 use super::prior_options::{Opened, PriorOptions, Share, StartFrom, Terms};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use clap::Subcommand;
@@ -397,6 +397,6 @@ impl Bench<'_> {
             _ => Recipe::names().filter_map(|n| Recipe::text(n).ok()).for_each(|text| hash.update(text.as_bytes())),
         }
         truth.iter().chain(gather.into_iter().flat_map(|g| &g.data)).for_each(|v| hash.update(v.to_le_bytes()));
-        hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+        short_digest(hash)
     }
 }

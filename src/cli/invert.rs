@@ -6,7 +6,7 @@ use super::explain::explain;
 use super::method::{Method, Signals, Until};
 use super::monitor::{Budget, Monitor};
 use super::note;
-use super::options::{larger_fields, observe, parse_noise, same_file};
+use super::options::{larger_fields, observe, parse_noise, same_file, short_digest};
 use super::prior_options::{PriorOptions, Share, StartFrom, Terms};
 use super::recipe_choice::{Choice, Chosen, kept, load, without_recipe};
 use super::rundir::{Origin, RunDir, UNKNOWN};
@@ -391,7 +391,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn checksum<'a>(numbers: impl IntoIterator<Item = &'a f64>) -> String {
     let mut hash = Sha256::new();
     numbers.into_iter().for_each(|x| hash.update(x.to_le_bytes()));
-    hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    short_digest(hash)
 }
 
 /// A refused checkpoint with where it lies, and with the recipe's file, which may have changed since.

@@ -126,13 +126,12 @@ impl Observer for Monitor<'_> {
         }
     }
 
-    // of Gauss-Newton steps there is no word but this
-
     fn iteration(&mut self, at: &Progress) {
         remember(&mut self.convergence, at.evaluation, at.stage_name, at.data_rms, at.mae);
         if let Err(e) = self.dir.log(at) {
             self.failed.get_or_insert(e);
         }
+        // of Gauss-Newton steps there is no word but this
         self.evaluation(at);
         let due =
             self.last_line.is_none_or(|t| Instant::now().checked_duration_since(t).is_some_and(|d| d >= LINE_EVERY));

@@ -5,6 +5,7 @@ use fwi::invert::Stage;
 use fwi::io::{Gathers, Limits, Maps, split_entry};
 use fwi::wave::Propagator;
 use fwi::{Error, Gather, Model, Observed, Result, Survey};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// What so many bytes of fields and of normal matrices will take in all, in words.
@@ -129,6 +130,11 @@ pub fn maps_of(path: &Path, shape: (usize, usize)) -> Result<Maps> {
     let velocity = std::path::PathBuf::from(format!("{}:/velocity", path.display()));
     Maps::open(path, shape, &Limits::default())
         .or_else(|error| Maps::open(velocity, shape, &Limits::default()).map_err(|_| error))
+}
+
+/// The first half of a checksum's digits: enough to tell inputs and settings of one's own apart.
+pub fn short_digest(hash: Sha256) -> String {
+    hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Whether two names stand for one existing file, or for entries of it.

@@ -5,7 +5,7 @@
 //! image 35) is not: its shot is modelled from the mirrored prediction.
 
 use super::combine::Combine;
-use super::{Prediction, Prior};
+use super::{Prediction, Prior, predict_or_none};
 use crate::wave::{CpuOptions, Propagator, build};
 use crate::{Error, Gather, Model, Observed, Position, Result, Survey};
 use ndarray::{Array2, Array3, ArrayView2, s};
@@ -90,12 +90,7 @@ impl Flipped {
             Some(p) => Some(p.forward(std::slice::from_ref(&model))?.remove(0)),
             None => None,
         };
-        let second = match super::predict_one(&*self.prior, &self.mirror(observed, modelled)) {
-            Ok(second) => second,
-            // a network may fail at a gather that it was not asked about
-            Err(Error::Input { .. }) => return Ok(first),
-            Err(error) => return Err(error),
-        };
+        let Some(second) = predict_or_none(&*self.prior, &self.mirror(observed, modelled))? else { return Ok(first) };
         let back = Prediction {
             velocity: mirrored(second.velocity.view()),
             error: second.error.map(|e| mirrored(e.view())),

@@ -1,7 +1,7 @@
 //! A prior that tells a map alone, with another one's word on the rest.
 
-use super::{Prediction, Prior, predict_one};
-use crate::{Error, Observed, Result};
+use super::{Prediction, Prior, predict_or_none};
+use crate::{Observed, Result};
 
 /// A prior's maps, with the expected errors and families that it lacks from another one, the judge, unless that fails: see
 /// [`Prediction::of_map`].
@@ -20,12 +20,8 @@ impl Completed {
         if told.error.is_some() && told.families.is_some() {
             return Ok(told);
         }
-        let judged = match predict_one(&*self.judge, gather) {
-            Ok(judged) => judged.of_map(&told.velocity.mapv(f64::from))?,
-            // an inversion can do without
-            Err(Error::Input { .. }) => return Ok(told),
-            Err(error) => return Err(error),
-        };
+        let Some(judged) = predict_or_none(&*self.judge, gather)? else { return Ok(told) };
+        let judged = judged.of_map(&told.velocity.mapv(f64::from))?;
         Ok(Prediction {
             error: told.error.or(judged.error),
             families: told.families.or(judged.families),
@@ -55,7 +51,7 @@ impl Prior for Completed {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::Constant;
+    use super::super::{predict_one, tests::Constant};
     use super::*;
     use crate::{Family, Gather};
     use ndarray::{Array2, Array3};

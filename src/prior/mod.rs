@@ -131,6 +131,14 @@ pub fn predict_one(prior: &dyn Prior, gather: &Observed) -> Result<Prediction> {
     Ok(prior.predict(std::slice::from_ref(gather))?.remove(0))
 }
 
+/// The prediction of a gather that one can do without: none where the network fails at it.
+fn predict_or_none(prior: &dyn Prior, gather: &Observed) -> Result<Option<Prediction>> {
+    match predict_one(prior, gather) {
+        Err(Error::Input { .. }) => Ok(None),
+        predicted => predicted.map(Some),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
